@@ -20,5 +20,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "bench")},
-    entry_points={"papermill.engine": ["smoothinterp = smoothinterp.mill:Engine"]},
+    entry_points={
+        "console_scripts": ["smoothinterp = smoothinterp.sweep:main"],
+        "papermill.engine": ["smoothinterp = smoothinterp.mill:Engine"],
+    },
 )

@@ -83,9 +83,8 @@ def colour_draws(
     "Random colour changes, drawn sample by sample."
     g = torch.Generator().manual_seed(seed)
     steps = 3 if channels == 3 else 2
-    order = torch.rand(n, copies, steps, generator=g).argsort(-1)
-    factors = 1 + amount * (2 * torch.rand(n, copies, steps, generator=g) - 1)
-    return torch.stack([order.float(), factors], -1)
+    order, factor = torch.rand(n, copies, steps, 2, generator=g).unbind(-1)
+    return torch.stack([order.argsort(-1).float(), 1 + amount * (2 * factor - 1)], -1)
 
 def grey(pixels: Tensor) -> Tensor: # [..., C, H, W] to [..., 1, H, W]
     "Luma of colour images; grey images as they are."

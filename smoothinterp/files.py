@@ -88,7 +88,7 @@ def save_tensors(
     **meta,                     # anything JSON can hold, kept beside it
 ) -> None:
     "Save tensors with their metadata and digest, atomically."
-    meta = {k: json.dumps(v, sort_keys=True) for k, v in meta.items()}
+    meta = {k: json.dumps(v) for k, v in meta.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic(path) as part: save_file(tensors, part, metadata=meta | {'sha256': digest(tensors, meta)})
 
@@ -109,8 +109,8 @@ def frame_digest(df: pd.DataFrame) -> str: # hexadecimal SHA-256
     "SHA-256 of a data frame's column names, types and values."
     h = hashlib.sha256()
     for name, column in df.items():
-        h.update(f'{name} {column.dtype}'.encode())
         numeric = pd.api.types.is_numeric_dtype(column)
+        h.update(f"{name} {column.dtype if numeric else 'text'}".encode())
         h.update(column.to_numpy().tobytes() if numeric else json.dumps(column.tolist()).encode())
     return h.hexdigest()
 
@@ -121,7 +121,7 @@ def save_frame(
 ) -> None:
     "Save a data frame with metadata and digest, atomically."
     table = pa.Table.from_pandas(df, preserve_index=False)
-    own = {'smoothinterp': json.dumps(meta | {'sha256': frame_digest(df)}, sort_keys=True)}
+    own = {'smoothinterp': json.dumps(meta | {'sha256': frame_digest(df)})}
     with atomic(path) as part:
         pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), part, compression='zstd')
 

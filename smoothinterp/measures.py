@@ -91,8 +91,8 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 def stream(f, model, tensors, batch, progress, options):
-    "Yield `f` of batch after batch, on the model's device; the batch is halved when CUDA memory runs out."
-    start, n, device = 0, len(tensors[0]), device_of(model)
+    "Yield `f` of batch after batch, on the model's device; halved when CUDA memory runs out."
+    start, n, halved, device = 0, len(tensors[0]), False, device_of(model)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with tqdm(total=n, disable=not progress, desc=f.__name__, unit='sample') as bar:
         while start < n:
@@ -100,9 +100,9 @@ def stream(f, model, tensors, batch, progress, options):
             part[0] = finite(part[0].to(dtype, memory_format=torch.channels_last))
             try: yield f(model, *part, **options)
             except torch.OutOfMemoryError:
-                if batch == 1: raise
-                batch = (min(batch, len(part[0])) + 1) // 2
-                warnings.warn(f'{f.__name__}: out of memory, going on with batches of {batch}', stacklevel=2)
+                if len(part[0]) == 1: raise
+                if not halved: warnings.warn(f'{f.__name__}: out of memory at a batch of {len(part[0])}, going on with smaller ones')
+                batch, halved = (len(part[0]) + 1) // 2, True
                 continue
             start += len(part[0])
             bar.update(len(part[0]))

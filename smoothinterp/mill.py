@@ -59,9 +59,9 @@ def given(options: dict) -> dict[str, object]: # from papermill's command line, 
 
 # %% ../nbs/12_mill.ipynb #mill-21
 def hint(word: str, known: list[str]) -> str:
-    "What was probably meant."
+    "The end of a sentence: what was probably meant."
     near = get_close_matches(str(word), known, 1)
-    return f'; did you mean {near[0]!r}?' if near else ';'
+    return f'; did you mean {near[0]!r}?' if near else '.'
 
 def refuse(
     stem: str,   # name of the notebook
@@ -115,15 +115,14 @@ def run(
     "Check what was asked for, then let papermill run it into `root`'s figures."
     import yaml
     notebook = Path(ctx.params['notebook_path'])
-    if not notebook.is_file():
-        raise click.UsageError(f"no notebook {notebook}{hint(notebook.name, os.listdir(root/'nbs'))}".rstrip(';'))
+    if not notebook.is_file(): raise click.UsageError(f"no notebook {notebook}{hint(notebook.name, os.listdir(root/'nbs'))}")
     has, wants = defaults(str(notebook)), given(ctx.params)
     refuse(notebook.stem, has, wants)
     name = run_name(notebook.stem, {k: wants[k] for k in has if k in wants and repr(wants[k]) != repr(has[k])})
     with whole(root/'figures'/f'{name}.ipynb') as output:
         click.echo(f'The executed notebook goes to {output}', err=True)
         ctx.params |= dict.fromkeys(['parameters', 'parameters_raw', 'parameters_file', 'parameters_base64'], ())
-        ctx.params |= {'output_path': output, 'parameters_yaml': [yaml.safe_dump(wants)]}
+        ctx.params |= {'output_path': output, 'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}
         return invoke.original(ctx.command, ctx)
 
 def invoke(command: click.Command, ctx: click.Context):
