@@ -121,8 +121,7 @@ def run(
     name = run_name(notebook.stem, {k: wants[k] for k in has if k in wants and repr(wants[k]) != repr(has[k])})
     with whole(root/'figures'/f'{name}.ipynb') as output:
         click.echo(f'The executed notebook goes to {output}', err=True)
-        ctx.params |= dict.fromkeys(['parameters', 'parameters_raw', 'parameters_file', 'parameters_base64'], ())
-        ctx.params |= {'output_path': output, 'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}
+        ctx.params |= {'output_path': output, 'parameters_file': [], 'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}
         return invoke.original(ctx.command, ctx)
 
 def invoke(command: click.Command, ctx: click.Context):

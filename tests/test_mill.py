@@ -49,7 +49,7 @@ def foreign(tmp_path):
 
 
 def start(command, cwd, stdin=subprocess.DEVNULL, **kw):
-    return subprocess.run(command, cwd=cwd, stdin=stdin, capture_output=True, text=True, timeout=60, **kw)
+    return subprocess.run(command, cwd=cwd, stdin=stdin, capture_output=True, text=True, timeout=30, **kw)
 
 
 def at_terminal(command, cwd):
@@ -133,6 +133,7 @@ def test_through_a_link(root, here, tmp_path_factory):
     (['-r', 'who', '007'], {'who': '007'}, 'figx-007'),
     (['-p', 'n', '1e-3'], {'n': 0.001}, 'figx-n0.001'),
     (['-p', 'n', '3'], {'n': 3}, 'figx'),
+    (['-p', 'n', '3.0'], {'n': 3.0}, 'figx-n3'),
     (['-p', 'n', 'True'], {'n': True}, 'figx-nTrue'),
     (['-p', 'who', '../nbs/figx'], {'who': '../nbs/figx'}, 'figx-.._nbs_figx'),
     (['-p', 'n', '7', '-y', 'n: 6', '-f', 'five.yaml'], {'n': 7}, 'figx-n7'),
@@ -145,8 +146,10 @@ def test_parameters(root, here, args, given, name):
     assert taken == given and [type(taken[k]) for k in given] == [type(v) for v in given.values()]
 
 
-def test_parameters_from_stdin_are_read_once(root, here):
-    assert here('nbs/figx.ipynb', '--prepare-only', '-f', '-', input='n: 8').exit_code == 0
+def test_parameters_from_a_pipe_are_read_once(root):
+    os.mkfifo(root/'pipe.yaml')
+    done = start(['sh', '-c', f'echo "n: 8" > pipe.yaml & exec {TYPED[0]} nbs/figx.ipynb --prepare-only -f pipe.yaml'], root)
+    assert done.returncode == 0, done.stderr
     assert injected(root/'figures'/'figx-n8.ipynb') == {'n': 8}
 
 
@@ -223,6 +226,7 @@ def test_failing_cell_leaves_what_was_there(root):
     ['-', '--prepare-only'],
     ['--prepare-only'],
     ['nowhere.ipynb', '--prepare-only'],
+    ['nbs/figx.json', '--prepare-only'],
     ['nbs/figx.ipynb', '--help-notebook'],
     ['nbs/figx.ipynb', '--bogus'],
     ['--version'],
