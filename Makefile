@@ -12,8 +12,7 @@ fig2: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check smoothinterp tests benchmarks setup.py
-	$(BIN)/python tests/in_sync.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --do_print
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --do_print --skip_file_re '^(_|\.|fig|b[0-9])'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests
 
 slow: .venv/installed
@@ -23,7 +22,7 @@ bench: .venv/installed
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
 readme: .venv/installed
-	$(BIN)/python tests/in_sync.py --write
+	$(BIN)/python tests/readme.py
 
 # A folder that was copied or moved is no longer an environment: a new one is made.
 .venv/installed: settings.ini setup.py constraints.txt

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['adjoint', 'tridiagonal', 'top_singular_value', 'matrix_norm', 'operator_norm', 'Call', 'place', 'forward_calls',
            'weighted', 'layer_norms', 'lipschitz', 'end_of', 'no_rule', 'product', 'residual', 'fold', 'upper_bounds',
-           'distance_from_init', 'relative_distance', 'first_layer', 'layerwise']
+           'distance_from_init', 'relative_distance', 'first_layer', 'layerwise', 'Theorem2', 'ratio', 'described',
+           'described_unshared', 'check_theorem2']
 
 # %% ../nbs/06_bounds.ipynb #bounds-02
 import copy
@@ -17,12 +18,11 @@ from math import prod, sqrt
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .curvature import gradient_norms, patches, positions
+from .curvature import Estimate, gradient_norms, hessian_trace, patches, positions
 from .measures import batched, check_inputs, check_model, cross_entropy, frozen, gram, logits_of, loss_gradient, norm, \
     to_model, top_eigenvalue
 
@@ -57,7 +57,7 @@ def top_singular_value(
     "Operator norm of a linear map by Lanczos. `RuntimeError` if `steps` do not reach `tol`."
     back, start = adjoint(f, x), torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     with torch.no_grad():
-        for k, (diagonal, off) in zip(range(steps), tridiagonal(lambda v: back(f(v)), start)):
+        for k, (diagonal, off) in zip(range(steps), tridiagonal(lambda v: back(f(v)), start), strict=False):
             if k % 5 < 4 and off[-1] > tol * diagonal[0]: continue
             (value,), s = eigh_tridiagonal(diagonal, off[:-1], select='i', select_range=(k, k))
             if off[-1] * abs(s[-1, 0]) <= 2 * tol * value: return sqrt(max(value, 0))
@@ -86,10 +86,10 @@ def operator_norm(
 class Call:
     "One call of a module during a forward pass of one sample."
     module: nn.Module
-    name: str                # in the model
-    x: Tensor                # its input
-    given: tuple             # where that lay
-    returned: tuple = ()     # where its output lies
+    name: str                                            # in the model
+    x: Tensor = field(repr=False)                        # its input
+    given: tuple                                         # where that lay
+    returned: tuple = ()                                 # where its output lies
     out: Tensor | None = field(default=None, repr=False) # kept, so that no other tensor takes its place
     inner: list['Call'] = field(default_factory=list)    # calls that it made
 
@@ -267,3 +267,77 @@ def layerwise(
     if (v['patch'] * v['grad_x'] > (1 + 1e-4) * first.norm * v['unshared']).any():
         raise ValueError(f'the input reaches the loss by other ways than {first.name}: the layerwise inequality is not about this network')
     return v
+
+# %% ../nbs/06_bounds.ipynb #bounds-54
+@dataclass(frozen=True, repr=False)
+class Theorem2:
+    "The pieces of paper B's theorem 2, its two sides, and the layerwise inequality inside it."
+    layer: str           # the first layer
+    shared: bool         # whether its weights serve several positions
+    x_min: float         # smallest norm of an input
+    theta1: float        # operator norm of the first layer
+    grad_x: float        # mean squared norms of the loss gradient, by the input
+    grad_theta1: float   # by the weights of the first layer
+    grad_theta: float    # by all parameters
+    loss_max: float      # largest cross-entropy of a sample, nats
+    trace: Estimate      # of the Hessian of the mean loss by all parameters
+    patch_min: float     # smallest norm of a patch; x_min for a dense layer
+    unshared: float      # grad_theta1 if each position had its own weights
+
+    @property
+    def left(self) -> float:
+        "x_min² / ‖θ¹‖² E‖∇ₓL‖²."
+        return (self.x_min / self.theta1)**2 * self.grad_x
+
+    @property
+    def right(self) -> float:
+        "2 L_max tr H."
+        return 2 * self.loss_max * self.trace.value
+
+    @property
+    def valid_left(self) -> float:
+        "The left side with the smallest patch in the place of the smallest input."
+        return (self.patch_min / self.theta1)**2 * self.grad_x
+
+    @property
+    def slack(self) -> float:
+        "Right side over left side: at least 1 where the theorem holds."
+        return ratio(self.right, self.left)
+
+    def __repr__(self):
+        rows = [*described(self), *(described_unshared(self) if self.shared else [])]
+        return '\n'.join(f'{symbol:<30}{value:>11.4g}  {meaning}' for symbol, value, meaning in rows)
+
+def ratio(right: float, left: float) -> float:
+    "Slack of left <= right; infinite if it says nothing."
+    return right / left if left else float('inf')
+
+def described(t: Theorem2) -> list[tuple[str, float, str]]: # symbol, value, meaning
+    "The rows of the printed table."
+    promise = 'not guaranteed: its weights are shared' if t.shared else 'guaranteed'
+    return [('x_min', t.x_min, 'smallest norm of an input'), ('‖θ¹‖', t.theta1, f'operator norm of {t.layer}'),
+            ('E‖∇ₓL‖²', t.grad_x, 'by the input'), ('E‖∇_θ¹ L‖²', t.grad_theta1, f'by the weights of {t.layer}'),
+            ('E‖∇_θ L‖²', t.grad_theta, 'by all parameters'), ('L_max', t.loss_max, 'largest loss of a sample'),
+            ('tr H', t.trace.value, f'curvature by all parameters, ± {t.trace.error:.1g}'),
+            ('left: x_min²/‖θ¹‖² E‖∇ₓL‖²', t.left, ''), ('right: 2 L_max tr H', t.right, 'up to o(L), near a minimum'),
+            ('slack: right / left', t.slack, 'the theorem holds from 1 on'),
+            ('layerwise: E‖∇_θ¹ L‖² / left', ratio(t.grad_theta1, t.left), f'at least 1 is {promise}')]
+
+def described_unshared(t: Theorem2) -> list[tuple[str, float, str]]: # symbol, value, meaning
+    "The rows of the valid form for a layer with shared weights."
+    promise = 'at least 1 is guaranteed' if t.valid_left else 'vacuous: a patch is zero'
+    return [('patch_min', t.patch_min, 'smallest norm of a patch'), ('E‖G‖²', t.unshared, 'by weights that are not shared'),
+            ('unshared: E‖G‖² / left', ratio(t.unshared, t.valid_left), f'with patch_min in the left side; {promise}')]
+
+def check_theorem2(
+    model: nn.Module,
+    x: Tensor,     # inputs [N, C, H, W]
+    y: Tensor,     # labels [N]
+    **kw,          # batch, progress
+) -> Theorem2:
+    "Every piece of paper B's theorem 2 on these samples. `ValueError` if the first layer with weights is not given the input itself."
+    first, v = first_layer(model, x), layerwise(model, x, y, **kw)
+    mean = lambda norms: norms.square().mean().item()
+    return Theorem2(first.name, first.out.ndim > 2, v['x'].min().item(), first.norm, mean(v['grad_x']), mean(v['grad_theta1']),
+                    mean(gradient_norms(model, x, y, **kw)['whole']), cross_entropy(model, x, y, **kw).max().item(),
+                    hessian_trace(model, x, y, **kw)['whole'], v['patch'].min().item(), mean(v['unshared']))

@@ -4,7 +4,10 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'estimate', 'recorded', 'padded', 'patches', 'positions', 'squares', 'differentiable', 'linear_layers',
-           'backwards', 'other_parameters', 'slow_squares', 'by_layer', 'with_whole', 'gradient_norms']
+           'backwards', 'other_parameters', 'slow_squares', 'by_layer', 'with_whole', 'gradient_norms',
+           'has_closed_form', 'curvature_columns', 'exact_trace', 'drawn_trace', 'random_signs', 'gradient_graph',
+           'graph_times', 'hessian_product', 'hutchinson_trace', 'hessian_trace', 'Eigenvalues', 'lanczos', 'ritz',
+           'top_eigenvalues', 'gauss_newton_gram', 'layer_rows', 'other_rows', 'smallest_eigenvalue']
 
 # %% ../nbs/05_curvature.ipynb #curvatur-02
 import copy
@@ -100,14 +103,14 @@ def _formed_squares(layer, A): # [N, g, T, K]
         return norm(D.mT @ A)**2 + (norm(D.sum(2))**2 if layer.bias is not None else 0)
     return square
 
-def _grouped_squares(layer, a): # padded
-    O, N = len(layer.weight), len(a)
-    one = a.reshape(1, -1, *a.shape[2:])
-    def square(delta):
-        g = torch.nn.grad.conv2d_weight(one, (N * O, *layer.weight.shape[1:]), delta.reshape(1, -1, *delta.shape[2:]),
-                                        layer.stride, 0, layer.dilation, N * layer.groups)
-        return norm(g.view(N, -1))**2 + (norm(delta.flatten(2).sum(2))**2 if layer.bias is not None else 0)
-    return square
+def _grouped_squares(layer, a): # padded; 32 samples at a time, as more groups can be much slower
+    shape = layer.weight.shape
+    def part(a, delta):
+        one = lambda v: v.reshape(1, -1, *v.shape[2:])
+        g = torch.nn.grad.conv2d_weight(one(a), (len(a) * shape[0], *shape[1:]), one(delta), layer.stride, 0,
+                                        layer.dilation, len(a) * layer.groups)
+        return norm(g.view(len(a), -1))**2 + (norm(delta.flatten(2).sum(2))**2 if layer.bias is not None else 0)
+    return lambda delta: torch.cat([part(*pair) for pair in zip(a.split(32), delta.split(32))])
 
 def _scale_squares(layer, a):
     normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
@@ -143,11 +146,12 @@ def _agrees(layer, a, delta, gradient):
 def backwards(
     model, x, y,                  # frozen model, inputs [N, C, H, W], labels [N]
     layers: dict[str, nn.Module], # of `linear_layers`
-    passes: int = 1,              # backward passes to come
+    every: bool = False,          # a backward pass for each of C - 1 cotangents is to come, not one
 ) -> tuple[Tensor, Callable]:     # logits [N, C]; logit cotangents [N, C] to layer → float64 [N]
     "One forward pass, and the backward pass that gives the squared gradient norms of each layer and sample."
     with recorded(layers) as calls: logits = logits_of(model, x, y)
     edges = [calls[name][0][1] for name in layers]
+    passes = logits.shape[1] - 1 if every else 1
     square = [squares(layer, calls[name][0][0], passes) for name, layer in layers.items()]
     def back(v):
         if not layers: return {}
@@ -199,3 +203,246 @@ def gradient_norms(
     check_model(model), check_inputs(x, y)
     layers = linear_layers(model, x)
     return _gradient_norms(model, x, y, layers=layers, others=other_parameters(model, layers), **kw)
+
+# %% ../nbs/05_curvature.ipynb #curvatur-38
+def has_closed_form(model: nn.Module, x: Tensor) -> bool: # x: inputs [N, C, H, W]; the first few are tried
+    "Whether the trace formula holds: piecewise linear, and every parameter in a layer that is affine in it."
+    x = to_model(model, x[:4])
+    return is_piecewise_linear(model, x) and not other_parameters(model, linear_layers(model, x))
+
+def curvature_columns(logits: Tensor) -> tuple[Tensor, Tensor]: # [C-1, N, C] of order 1, scale float64 [N]
+    "Vectors R_j with sum R_j R_jᵀ = diag(p) - p pᵀ, divided by the sample's scale."
+    R, k = softmax_root(logits)
+    R = R.scatter(1, k[:, None, None].expand(-1, 1, R.shape[2]), -R.sum(1, keepdim=True))
+    others = torch.arange(R.shape[2] - 1, device=k.device).expand(len(k), -1)
+    R = R.gather(2, (others + (others >= k[:, None]))[:, None].expand(-1, R.shape[1], -1))
+    scale = R.flatten(1).norm(dim=1)
+    return (R / scale.clamp_min(1e-300)[:, None, None]).permute(2, 0, 1), scale
+
+@batched
+def _exact_trace(model, x, y, layers):
+    logits, back = backwards(model, x, y, layers, every=True)
+    columns, scale = curvature_columns(logits)
+    total = dict.fromkeys(layers, 0)
+    for v in columns: total = {name: total[name] + s for name, s in back(v).items()}
+    return {name: scale**2 * s for name, s in with_whole(total).items()}
+
+def exact_trace(
+    model: nn.Module,
+    x: Tensor,          # inputs [N, C, H, W]
+    y: Tensor,          # labels [N]; the trace does not depend on them
+    **kw,               # batch, progress
+) -> dict:              # layer → float64 [N], and `whole`
+    "Trace of each sample's loss Hessian, exact; `ValueError` for a net that is not piecewise linear. 7 train steps."
+    check_model(model), check_inputs(x, y)
+    return _exact_trace(model, x, y, layers=_closed_form_layers(model, x), **kw)
+
+def _closed_form_layers(model, x):
+    if has_closed_form(model, x): return linear_layers(model, x)
+    raise ValueError('the trace has no closed form for this network: it is not piecewise linear, or has parameters outside of '
+                     'linear layers, convolutions and BatchNorm (or used twice). Estimate it with hutchinson_trace')
+
+# %% ../nbs/05_curvature.ipynb #curvatur-46
+@batched
+def _drawn_trace(model, x, y, signs, layers):
+    logits, back = backwards(model, x, y, layers)
+    columns, scale = curvature_columns(logits)
+    v = torch.einsum('nj,jnc->nc', signs[:, :len(columns)].to(columns), columns)
+    return {name: scale**2 * s for name, s in with_whole(back(v)).items()}
+
+def drawn_trace(
+    model: nn.Module,
+    x: Tensor,          # inputs [N, C, H, W]
+    y: Tensor,          # labels [N]; the trace does not depend on them
+    seed: int = 0,      # of the signs
+    **kw,               # batch, progress
+) -> dict:              # layer → float64 [N], and `whole`
+    "Unbiased one-draw estimate of `exact_trace`, sample by sample. 1.5 train steps."
+    check_model(model), check_inputs(x, y)
+    layers = _closed_form_layers(model, x)
+    with frozen(model): classes = logits_of(model, to_model(model, x[:1])).shape[1]
+    signs = random_signs((len(x), classes), torch.Generator().manual_seed(seed))
+    return _drawn_trace(model, x, y, signs, layers=layers, **kw)
+
+def random_signs(shape, generator: torch.Generator) -> Tensor: # float32, +1 or -1
+    "Independent fair signs (Rademacher variables)."
+    return torch.randint(2, tuple(shape), generator=generator).float() * 2 - 1
+
+# %% ../nbs/05_curvature.ipynb #curvatur-52
+def gradient_graph(model, x, y) -> list[Tensor]: # of a `differentiable` model, one a parameter
+    "Gradient of the summed loss, itself differentiable."
+    loss = sample_loss(logits_of(model, x, y), y).sum()
+    return torch.autograd.grad(loss, list(model.parameters()), create_graph=True, materialize_grads=True)
+
+def graph_times(gradients: list, parameters: list, v: list) -> list[Tensor]: # one a parameter
+    "Derivative of the gradient along v."
+    live = [i for i, g in enumerate(gradients) if g.requires_grad]
+    return torch.autograd.grad([gradients[i] for i in live], parameters, [v[i] for i in live],
+                               retain_graph=True, materialize_grads=True)
+
+@contextmanager
+def hessian_product(
+    model: nn.Module,
+    x: Tensor,                # inputs [N, C, H, W]
+    y: Tensor,                # labels [N]
+    batch: int | None = None, # samples at a time
+    keep: int = 4,            # graphs are kept if there are at most so many batches
+):
+    "Within: the function v → H v of the mean loss's Hessian, for vectors [P] of all parameters in order."
+    check_model(model), check_inputs(x, y)
+    batch = batch or default_batch(model, x)
+    with differentiable(model) as named:
+        parameters = list(named.values())
+        batches = lambda f: stream(f, model, (x, y), batch, False, {})
+        graphs = list(batches(gradient_graph)) if len(x) <= keep * batch else None
+        def product(v):
+            parts = [part.view_as(p) for part, p in zip(v.split([p.numel() for p in parameters]), parameters)]
+            times = lambda graph: torch.cat([h.flatten() for h in graph_times(graph, parameters, parts)])
+            found = map(times, graphs) if graphs else batches(lambda *a: times(gradient_graph(*a)))
+            return sum(found) / len(x)
+        yield product
+
+# %% ../nbs/05_curvature.ipynb #curvatur-55
+def hutchinson_trace(
+    model: nn.Module,
+    x: Tensor,                # inputs [N, C, H, W]
+    y: Tensor,                # labels [N]
+    draws: int = 100,         # random probes
+    seed: int = 0,            # of the probes
+    batch: int | None = None, # samples at a time
+    progress: bool = False,
+) -> dict:                    # layer → float64 [draws], and `whole`
+    "Trace of the mean loss's Hessian, one unbiased value a draw (Hutchinson), for any network. 1.7 train steps a draw."
+    check_model(model), check_inputs(x, y)
+    if draws < 1: raise ValueError(f'draws must be at least 1, not {draws}')
+    options = dict(draws=draws, rng=torch.Generator().manual_seed(seed))
+    with differentiable(model) as named:
+        total = sum(stream(_probes, model, (x, y), batch or default_batch(model, x), progress, options)) / len(x)
+        return with_whole(by_layer(dict(zip(named, total.T.cpu()))))
+
+def _probes(model, x, y, draws, rng): # float64 [draws, parameters]
+    graph, parameters, values = gradient_graph(model, x, y), list(model.parameters()), []
+    for _ in range(draws):
+        v = [random_signs(p.shape, rng).to(p) for p in parameters]
+        values.append([(a * h).sum(dtype=torch.float64) for a, h in zip(v, graph_times(graph, parameters, v))])
+    return torch.tensor(values, dtype=torch.float64)
+
+# %% ../nbs/05_curvature.ipynb #curvatur-59
+def hessian_trace(
+    model: nn.Module,
+    x: Tensor,          # inputs [N, C, H, W]
+    y: Tensor,          # labels [N]
+    draws: int = 100,   # random probes, for a network without the closed form
+    seed: int = 0,      # of the probes
+    **kw,               # batch, progress
+) -> dict[str, Estimate]: # layer → estimate, and `whole`; the error is over samples (closed form) or draws (Hutchinson)
+    "Trace of the mean loss's Hessian, layer by layer, with its standard error (paper B, 'mean curvature')."
+    check_model(model), check_inputs(x, y)
+    values = exact_trace(model, x, y, **kw) if has_closed_form(model, x) else hutchinson_trace(model, x, y, draws, seed, **kw)
+    return {layer: estimate(v) for layer, v in values.items()}
+
+# %% ../nbs/05_curvature.ipynb #curvatur-63
+class Eigenvalues(NamedTuple):
+    "Eigenvalues in descending order, with their errors."
+    values: Tensor    # float64 [k]
+    errors: Tensor    # float64 [k]: the smaller of residual and residual² / gap, with the gap to the other estimates
+    residuals: Tensor # float64 [k]: ‖Hv - λv‖, within which an eigenvalue lies for certain
+    products: int     # Hessian-vector products used
+
+    def __repr__(self): return ', '.join(repr(Estimate(v.item(), e.item())) for v, e in zip(self.values, self.errors)) + \
+        f' ({self.products} products)'
+
+def lanczos(
+    product: Callable,       # v → A v of a symmetric matrix
+    start: Tensor,           # random vector [P]
+    k: int = 1,              # how many of the largest eigenvalues
+    tolerance: float = 1e-4, # relative error to reach
+    most: int = 200,         # products
+) -> Eigenvalues:
+    "Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalisation; ends at `tolerance` or `most`."
+    basis, diagonal, beside = [start / start.norm()], [], []
+    while True:
+        w = product(basis[-1])
+        diagonal.append((w @ basis[-1]).item())
+        for _ in range(2): w = w - (Q := torch.stack(basis)).T @ (Q @ w)
+        beside.append(w.norm().item())
+        found = ritz(diagonal, beside, k)
+        end = beside[-1] <= 1e-12 * found.values.abs().max() or len(basis) in (most, len(start))
+        if end or (len(basis) > k and (found.errors <= tolerance * found.values.abs()).all()): return found
+        basis.append(w / beside[-1])
+
+def ritz(diagonal: list, beside: list, k: int) -> Eigenvalues:
+    "The k largest eigenvalues of Lanczos' tridiagonal matrix, and what is known of their errors."
+    off = torch.tensor(beside[:-1], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off.diag(1) + off.diag(-1))
+    gaps = (values[:, None] - values).abs().fill_diagonal_(torch.inf).amin(1)
+    residuals = beside[-1] * vectors[-1].abs()
+    errors = torch.minimum(residuals, residuals**2 / gaps)
+    top = slice(-k, None)
+    return Eigenvalues(*(v[top].flip(0) for v in (values, errors, residuals)), len(diagonal))
+
+def top_eigenvalues(
+    model: nn.Module,
+    x: Tensor,               # inputs [N, C, H, W]
+    y: Tensor,               # labels [N]
+    k: int = 3,              # how many
+    tolerance: float = 1e-4, # relative error to reach
+    most: int = 200,         # products
+    seed: int = 0,           # of the start
+    **kw,                    # batch, keep
+) -> Eigenvalues:
+    "Largest eigenvalues of the mean loss's Hessian, with error bars (paper B, 'maximum curvature'). 1.7 train steps a product."
+    size = sum(p.numel() for p in model.parameters())
+    if not 1 <= k <= size: raise ValueError(f'k must lie in 1..{size}, the number of parameters, not {k}')
+    with hessian_product(model, x, y, **kw) as product:
+        p = next(model.parameters())
+        start = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(p)
+        return lanczos(product, start, k, tolerance, most)
+
+# %% ../nbs/05_curvature.ipynb #curvatur-69
+def gauss_newton_gram(
+    model: nn.Module,
+    x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000
+) -> Tensor:          # float64 [N (C-1), N (C-1)]
+    "Inner products of the columns J_nᵀ R_j / √N, whose eigenvalues are those of the mean Gauss-Newton matrix but for zeros."
+    check_model(model), check_inputs(x)
+    exact = copy.deepcopy(model).double()
+    layers, x = linear_layers(exact, x), finite(to_model(exact, x))
+    with frozen(exact), recorded(layers) as calls:
+        logits = logits_of(exact, x)
+        columns, scale = curvature_columns(logits.detach())
+        if columns[..., 0].numel() > 5000:
+            raise ValueError(f'{len(x)} samples make a Gram matrix of {columns[..., 0].numel()}; take at most {5000 // len(columns)}')
+        columns = columns * scale[:, None]
+        wanted = [(layer, *calls[name][0]) for name, layer in layers.items()]
+        deltas = [torch.autograd.grad(logits, [edge for *_, edge in wanted], v, retain_graph=True) for v in columns if wanted]
+        blocks = [layer_rows(layer, a, torch.stack(d, 1)) for (layer, a, _), *d in zip(wanted, *deltas)]
+        blocks.append(other_rows(exact, x, columns.transpose(0, 1), other_parameters(exact, layers)))
+        return sum(rows @ rows.T for block in blocks for rows in block) / len(x)
+
+def layer_rows(layer, a, D): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]
+    "Per-sample gradients of a layer's parameters, 16 outputs at a time."
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)[:, None]
+        yield from ((v.flatten(3).sum(3) if v.ndim > 3 else v).flatten(0, 1) for v in (D * normalised, D))
+        return
+    A, P = patches(layer, a), positions(layer, D.flatten(0, 1)).unflatten(0, D.shape[:2]) # [N, g, T, K], [N, J, g, T, O]
+    for part in P.permute(0, 2, 1, 4, 3).split(16, 3): # [N, g, J, o, T]
+        yield (part.flatten(2, 3) @ A).unflatten(2, part.shape[2:4]).transpose(1, 2).flatten(2).flatten(0, 1)
+    if layer.bias is not None: yield P.sum(3).flatten(2).flatten(0, 1)
+
+def other_rows(model, x, v, names): # v [N, J, C]; yields [N J, parameters]
+    "The same for any parameters, by `vmap(grad)`."
+    held = {name: p.detach() for name, p in model.named_parameters() if name in names}
+    value = lambda held, x, v: (torch.func.functional_call(model, held, x[None])[0] * v).sum()
+    each = torch.func.vmap(torch.func.vmap(torch.func.grad(value), (None, None, 0)), (None, 0, 0))
+    yield from (g.flatten(2).flatten(0, 1) for g in each(held, x, v).values()) if names else ()
+
+def smallest_eigenvalue(
+    model: nn.Module,
+    x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000
+) -> Estimate:        # the error is the rounding error of the decomposition, a bound
+    "Smallest non-zero eigenvalue of the mean Gauss-Newton matrix (paper B, λ_r): the smallest that rounding cannot hide."
+    values = torch.linalg.eigvalsh(gauss_newton_gram(model, x))
+    error = len(values) * torch.finfo(values.dtype).eps * values[-1].item()
+    return Estimate(values[values > error].min().item() if values[-1] > 0 else 0., error)

@@ -99,7 +99,7 @@ def load_tensors(
     if not Path(path).exists(): raise FileNotFoundError(f'no file {path}')
     try:
         with safe_open(path, 'pt') as f:
-            meta, tensors = dict(f.metadata() or {}), {k: f.get_tensor(k) for k in f.keys()}
+            meta, tensors = dict(f.metadata() or {}), {k: f.get_tensor(k).clone() for k in f.keys()}
     except Exception as e: raise damaged(path, e) from None
     if meta.pop('sha256', None) != digest(tensors, meta): raise damaged(path, 'its checksum does not match')
     return tensors, {k: json.loads(v) for k, v in sorted(meta.items())}

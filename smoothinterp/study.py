@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAST', 'ALL', 'STUDIES', 'COLUMNS', 'Study', 'nearest', 'find_study', 'check', 'study_data', 'run_folder', 'run_id',
-           'make_network', 'train_run', 'load_run', 'tidy', 'measure_network', 'measure_run', 'results', 'threshold']
+           'make_network', 'train_run', 'load_run', 'publish', 'tidy', 'measure_network', 'measure_run', 'results',
+           'threshold']
 
 # %% ../nbs/08_study.ipynb #study-02
 import difflib
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .augment import svd_paths
 from .data import Data, cifar10, digits, to_pixels, with_noise
-from .files import home, load_frame, load_tensors, read_json, runs_dir, save_frame
+from .files import atomic, home, load_frame, load_tensors, read_json, runs_dir, save_frame
 from .geodesic import sharpness_volumes
 from .measures import logit_jacobian, tangent_parts
 from .models import build
@@ -140,6 +141,17 @@ def _weights_file(study, width, seed, initial):
                             f'--widths {width:g} --seeds {seed}')
 
 # %% ../nbs/08_study.ipynb #study-18
+def publish(study: str | Study, widths: Iterable[float] | None = None, seeds: Iterable[int] = (0,)) -> list[Path]:
+    "Copy trained weights of runs into this project's `checkpoints/<study>/`, where `load_run` finds them."
+    study, kept = find_study(study), []
+    for w, s in [(w, s) for w in widths or study.widths for s in seeds]:
+        epochs = read_json(run_folder(study, w, s)/'run.json')['epochs']
+        for epoch, suffix in ((epochs, ''), (0, '-initial')):
+            kept.append(home()/'checkpoints'/study.name/f'{run_id(w, s)}{suffix}.safetensors')
+            with atomic(kept[-1]) as part: shutil.copyfile(checkpoint_path(run_folder(study, w, s), epoch), part)
+    return kept
+
+# %% ../nbs/08_study.ipynb #study-21
 def tidy(
     values: dict[str, Tensor],   # measure to [N] or [N, K+1], volumes 0..K
     subsets: dict[str, Tensor],  # name to mask [N]
@@ -194,7 +206,7 @@ def measure_run(
 
 COLUMNS = ['study', 'width', 'seed', 'epoch', 'split', 'subset', 'path', 'volume', 'measure', 'mean', 'rms', 'std', 'n']
 
-# %% ../nbs/08_study.ipynb #study-22
+# %% ../nbs/08_study.ipynb #study-25
 def results(
     study: str | Study,
     widths: Iterable[float] | None = None, # all of the study's without

@@ -1,0 +1,86 @@
+"What is committed fits together: notebooks, exported module, README, parameters."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from readme import readme
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+
+
+def run(*args, **kw):
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True, stdin=subprocess.DEVNULL, **kw)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A copy of the checkout after nbdev_export and nbdev_clean."
+    copy = tmp_path_factory.mktemp('sync')
+    for name in ('settings.ini', 'nbs', 'smoothinterp'):
+        source = ROOT/name
+        if source.is_dir(): shutil.copytree(source, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        else: shutil.copy(source, copy)
+    for module in (copy/'smoothinterp').glob('*.py'):
+        if module.name != '__init__.py': module.unlink()
+    for tool in ('nbdev_export', 'nbdev_clean'): run(BIN/tool, cwd=copy)
+    return copy
+
+
+def files(folder, pattern):
+    return {p.name: p.read_text() for p in folder.glob(pattern)}
+
+
+def test_module_is_what_the_notebooks_export(exported):
+    assert files(exported/'smoothinterp', '*.py') == files(ROOT/'smoothinterp', '*.py')
+
+
+def test_notebooks_are_clean(exported):
+    assert files(exported/'nbs', '*.ipynb') == files(ROOT/'nbs', '*.ipynb')
+
+
+def test_readme_is_the_index_notebook():
+    assert readme() == (ROOT/'README.md').read_text()
+
+
+@pytest.mark.parametrize('notebook', [p for p in NOTEBOOKS if p.name.startswith(('fig', 'b'))], ids=lambda p: p.stem)
+def test_figure_notebooks_have_one_tagged_parameters_cell(exported, notebook):
+    cells = json.loads((exported/'nbs'/notebook.name).read_text())['cells']
+    assert sum('parameters' in c['metadata'].get('tags', []) for c in cells) == 1
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_open_cold(notebook):
+    nb = json.loads(notebook.read_text())
+    assert nb['metadata']['kernelspec'] == dict(display_name='python3', language='python', name='python3')
+    assert ''.join(nb['cells'][0]['source']).startswith('# ')
+    outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
+    assert not [o for o in outputs if o['output_type'] == 'error']
+    assert not any(str(Path.home()) in json.dumps(o) or str(ROOT) in json.dumps(o) for o in outputs)
+
+
+def test_the_module_needs_neither_nbdev_nor_fastcore():
+    "With them blocked, every module imports but the papermill plug-in, whose click is papermill's."
+    names = [p.stem for p in (ROOT/'smoothinterp').glob('*.py') if not p.stem.startswith('_')]
+    block = "import sys; [sys.modules.__setitem__(m, None) for m in ('fastcore', 'nbdev', 'IPython', 'papermill')]; "
+    run(sys.executable, '-c', block + '; '.join(f'import smoothinterp.{n}' for n in names), cwd=ROOT)
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, smoothinterp; assert not {'torch', 'numpy', 'pandas'} & set(sys.modules)"
+    run(sys.executable, '-c', code, cwd=ROOT)
+
+
+def test_every_command_of_the_readme_exists():
+    text = (ROOT/'README.md').read_text()
+    targets = (ROOT/'Makefile').read_text()
+    for target in ('fig2', 'test', 'readme'):
+        assert f'make {target}' in text and f'\n{target}:' in targets
+    assert 'usage: smoothinterp' in run(BIN/'smoothinterp', '--help', env=os.environ)
