@@ -28,9 +28,9 @@ from .measures import batched, check_inputs, check_model, cross_entropy, frozen,
 
 # %% ../nbs/06_bounds.ipynb #bounds-05
 def adjoint(
-    f,       # linear map of a tensor
+    f,         # linear map of a tensor
     x: Tensor, # any input of it
-):           # linear map back
+):             # linear map back
     "The transpose of a linear map, from its backward pass."
     zero = torch.zeros_like(x).requires_grad_()
     with torch.enable_grad(): out = f(zero)
@@ -164,10 +164,12 @@ def product(calls: list[Call]) -> float:
     return prod(lipschitz(c.module, c) for c in fold(calls))
 
 def residual(call: Call, shortcut: nn.Module | None) -> float:
-    "‖shortcut‖ + ‖branch‖; what runs after the sum may only be the last call."
+    "(‖shortcut‖ + ‖branch‖) ‖what runs after their sum, if anything‖."
     skip, branch = ([c for c in call.inner if (c.module is shortcut) == side] for side in (True, False))
-    if not (end_of(call.given, skip) and end_of(call.given, branch[:-1])): raise no_rule(call)
-    return product(skip) + product(branch)
+    after = [] if end_of(call.given, branch) else [branch.pop()]
+    if not (end_of(call.given, skip) and end_of(call.given, branch) and all(c.returned == call.returned for c in after)):
+        raise no_rule(call)
+    return (product(skip) + product(branch)) * product(after)
 
 def fold(calls: list[Call]) -> list[Call]:
     "The calls with each BatchNorm merged into the linear layer or convolution that feeds it."
@@ -210,7 +212,7 @@ def upper_bounds(
     model: nn.Module,
     x: Tensor,           # inputs [N, C, H, W]; the first gives the sizes
 ) -> dict[str, float]:   # valid, paper_operator, paper_reshaped
-    "Upper bounds on the Lipschitz constant of the logits: `valid`, and paper B's eq. 2 in two readings, which are not always bounds."
+    "Upper bounds on the Lipschitz constant of the logits: `valid`, and paper B's eq. 2 in two readings, which need not be bounds."
     root = forward_calls(model, x)
     with frozen(model): valid = lipschitz(model, root)
     layers = list(weighted(root))
@@ -221,7 +223,7 @@ def upper_bounds(
 def distance_from_init(
     model: nn.Module,          # trained network
     init: dict[str, Tensor],   # the state dict it started from
-) -> dict[str, float]:         # layer name to relative distance, dimensionless
+) -> dict[str, float]:         # layer name to relative distance, dimensionless; infinite from a start at zero
     "Relative Frobenius distance of each weight matrix or kernel from its start (paper B). `KeyError` if `init` lacks a layer."
     return {name.removesuffix('.weight'): relative_distance(name, w, init[name])
             for name, w in model.state_dict().items() if name.endswith('weight') and w.ndim > 1}

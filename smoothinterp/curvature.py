@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Estimate', 'estimate', 'recorded', 'padded', 'patches', 'positions', 'squares', 'differentiable', 'linear_layers',
            'backwards', 'other_parameters', 'slow_squares', 'by_layer', 'with_whole', 'gradient_norms',
-           'has_closed_form', 'curvature_columns', 'exact_trace', 'drawn_trace', 'random_signs', 'gradient_graph',
+           'closed_form_layers', 'curvature_columns', 'exact_trace', 'drawn_trace', 'random_signs', 'gradient_graph',
            'graph_times', 'hessian_product', 'hutchinson_trace', 'hessian_trace', 'Eigenvalues', 'lanczos', 'ritz',
            'top_eigenvalues', 'gauss_newton_gram', 'layer_rows', 'other_rows', 'smallest_eigenvalue']
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .measures import (batched, check_inputs, check_model, cotangent, default_batch, finite, frozen,
                                    is_piecewise_linear, logits_of, norm, sample_loss, softmax_root, stream, to_model)
@@ -121,7 +122,7 @@ def _scale_squares(layer, a):
 @contextmanager
 def differentiable(model: nn.Module):
     "Within: evaluation mode, and all parameters (given as name → parameter) wanted. After: everything as it was."
-    with frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH): # fused attention has no second derivative
         for p in model.parameters(): p.requires_grad_()
         yield dict(model.named_parameters())
 
@@ -205,10 +206,12 @@ def gradient_norms(
     return _gradient_norms(model, x, y, layers=layers, others=other_parameters(model, layers), **kw)
 
 # %% ../nbs/05_curvature.ipynb #curvatur-38
-def has_closed_form(model: nn.Module, x: Tensor) -> bool: # x: inputs [N, C, H, W]; the first few are tried
-    "Whether the trace formula holds: piecewise linear, and every parameter in a layer that is affine in it."
+def closed_form_layers(model: nn.Module, x: Tensor) -> dict: # x: inputs [N, C, H, W]; the first few are tried. Name → layer
+    "The network's layers if the formula holds (piecewise linear, every parameter in a layer affine in it), else none."
     x = to_model(model, x[:4])
-    return is_piecewise_linear(model, x) and not other_parameters(model, linear_layers(model, x))
+    layers = linear_layers(model, x)
+    with sdpa_kernel(SDPBackend.MATH): linear = is_piecewise_linear(model, x)
+    return layers if linear and not other_parameters(model, layers) else {}
 
 def curvature_columns(logits: Tensor) -> tuple[Tensor, Tensor]: # [C-1, N, C] of order 1, scale float64 [N]
     "Vectors R_j with sum R_j R_jᵀ = diag(p) - p pᵀ, divided by the sample's scale."
@@ -235,10 +238,9 @@ def exact_trace(
 ) -> dict:              # layer → float64 [N], and `whole`
     "Trace of each sample's loss Hessian, exact; `ValueError` for a net that is not piecewise linear. 7 train steps."
     check_model(model), check_inputs(x, y)
-    return _exact_trace(model, x, y, layers=_closed_form_layers(model, x), **kw)
+    return _exact_trace(model, x, y, layers=closed_form_layers(model, x) or _no_closed_form(), **kw)
 
-def _closed_form_layers(model, x):
-    if has_closed_form(model, x): return linear_layers(model, x)
+def _no_closed_form():
     raise ValueError('the trace has no closed form for this network: it is not piecewise linear, or has parameters outside of '
                      'linear layers, convolutions and BatchNorm (or used twice). Estimate it with hutchinson_trace')
 
@@ -259,7 +261,7 @@ def drawn_trace(
 ) -> dict:              # layer → float64 [N], and `whole`
     "Unbiased one-draw estimate of `exact_trace`, sample by sample. 1.5 train steps."
     check_model(model), check_inputs(x, y)
-    layers = _closed_form_layers(model, x)
+    layers = closed_form_layers(model, x) or _no_closed_form()
     with frozen(model): classes = logits_of(model, to_model(model, x[:1])).shape[1]
     signs = random_signs((len(x), classes), torch.Generator().manual_seed(seed))
     return _drawn_trace(model, x, y, signs, layers=layers, **kw)
@@ -338,7 +340,8 @@ def hessian_trace(
 ) -> dict[str, Estimate]: # layer → estimate, and `whole`; the error is over samples (closed form) or draws (Hutchinson)
     "Trace of the mean loss's Hessian, layer by layer, with its standard error (paper B, 'mean curvature')."
     check_model(model), check_inputs(x, y)
-    values = exact_trace(model, x, y, **kw) if has_closed_form(model, x) else hutchinson_trace(model, x, y, draws, seed, **kw)
+    layers = closed_form_layers(model, x)
+    values = _exact_trace(model, x, y, layers=layers, **kw) if layers else hutchinson_trace(model, x, y, draws, seed, **kw)
     return {layer: estimate(v) for layer, v in values.items()}
 
 # %% ../nbs/05_curvature.ipynb #curvatur-63
@@ -360,24 +363,26 @@ def lanczos(
     most: int = 200,         # products
 ) -> Eigenvalues:
     "Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalisation; ends at `tolerance` or `most`."
-    basis, diagonal, beside = [start / start.norm()], [], []
+    Q, diagonal, beside, rounding = start[None] / start.norm(), [], [], torch.finfo(start.dtype).eps
     while True:
-        w = product(basis[-1])
-        diagonal.append((w @ basis[-1]).item())
-        for _ in range(2): w = w - (Q := torch.stack(basis)).T @ (Q @ w)
+        w = product(Q[-1])
+        diagonal.append((w @ Q[-1]).item())
+        for _ in range(2): w = w - Q.T @ (Q @ w)
         beside.append(w.norm().item())
-        found = ritz(diagonal, beside, k)
-        end = beside[-1] <= 1e-12 * found.values.abs().max() or len(basis) in (most, len(start))
-        if end or (len(basis) > k and (found.errors <= tolerance * found.values.abs()).all()): return found
-        basis.append(w / beside[-1])
+        found = ritz(diagonal, beside, k, rounding)
+        scale = found.values.abs()
+        ended = beside[-1] <= 10 * rounding * scale.max() or len(Q) in (most, len(start))
+        if ended or len(Q) > k and (found.errors <= tolerance * scale).all(): return found
+        Q = torch.cat([Q, w[None] / beside[-1]])
 
-def ritz(diagonal: list, beside: list, k: int) -> Eigenvalues:
+def ritz(diagonal: list, beside: list, k: int, rounding: float) -> Eigenvalues:
     "The k largest eigenvalues of Lanczos' tridiagonal matrix, and what is known of their errors."
     off = torch.tensor(beside[:-1], dtype=torch.float64)
     values, vectors = torch.linalg.eigh(torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off.diag(1) + off.diag(-1))
     gaps = (values[:, None] - values).abs().fill_diagonal_(torch.inf).amin(1)
-    residuals = beside[-1] * vectors[-1].abs()
-    errors = torch.minimum(residuals, residuals**2 / gaps)
+    floor = rounding * values.abs().max()
+    residuals = beside[-1] * vectors[-1].abs() + floor
+    errors = torch.minimum(residuals, residuals**2 / gaps + floor)
     top = slice(-k, None)
     return Eigenvalues(*(v[top].flip(0) for v in (values, errors, residuals)), len(diagonal))
 
@@ -408,16 +413,16 @@ def gauss_newton_gram(
     check_model(model), check_inputs(x)
     exact = copy.deepcopy(model).double()
     layers, x = linear_layers(exact, x), finite(to_model(exact, x))
-    with frozen(exact), recorded(layers) as calls:
-        logits = logits_of(exact, x)
+    others = other_parameters(exact, layers)
+    with frozen(exact):
+        with recorded(layers) as calls: logits = logits_of(exact, x)
         columns, scale = curvature_columns(logits.detach())
-        if columns[..., 0].numel() > 5000:
-            raise ValueError(f'{len(x)} samples make a Gram matrix of {columns[..., 0].numel()}; take at most {5000 // len(columns)}')
         columns = columns * scale[:, None]
+        if len(x) * len(columns) > 5000: raise ValueError(f'{len(x)} samples are too many for a dense Gram matrix; take at most {5000 // len(columns)}')
         wanted = [(layer, *calls[name][0]) for name, layer in layers.items()]
         deltas = [torch.autograd.grad(logits, [edge for *_, edge in wanted], v, retain_graph=True) for v in columns if wanted]
         blocks = [layer_rows(layer, a, torch.stack(d, 1)) for (layer, a, _), *d in zip(wanted, *deltas)]
-        blocks.append(other_rows(exact, x, columns.transpose(0, 1), other_parameters(exact, layers)))
+        blocks.append(other_rows(exact, x, columns.transpose(0, 1), others))
         return sum(rows @ rows.T for block in blocks for rows in block) / len(x)
 
 def layer_rows(layer, a, D): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]

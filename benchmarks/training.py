@@ -1,0 +1,70 @@
+"Training on a CPU against the usual loop with a DataLoader: samples a second, in one process on one thread."
+import copy
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from timing import interleaved, ratios, table
+from torch.utils.data import DataLoader, Dataset
+
+from smoothinterp.data import CIFAR10, to_pixels
+from smoothinterp.models import build
+from smoothinterp.train import epoch_order, in_memory, train_epoch
+
+N, BATCH, GOAL = 1024, 128, {4: 2.0, 8: 1.8, 16: 1.4, 32: 1.15}
+
+
+class Images(Dataset):
+    "Bytes in memory, normalised one by one as torchvision's transforms do."
+    def __init__(self, images, labels): self.images, self.labels = images, labels
+    def __len__(self): return len(self.labels)
+    def __getitem__(self, i): return CIFAR10(to_pixels(self.images[i])), self.labels[i]
+
+
+def loader_epoch(model, optimiser, loader):
+    total = 0
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        total += loss.item() * len(y)
+    return total / N
+
+
+def sgd(model): return torch.optim.SGD(model.parameters(), lr=.005, momentum=.9)
+
+
+def check(make, images, labels):
+    "Both loops compute the same losses in double precision."
+    order = epoch_order(N, 0, 1)
+    ours, theirs = make().double(), make().double()
+    x = CIFAR10(images.double() / 255)
+    loader = DataLoader([(x[i], labels[i]) for i in order], BATCH)
+    a = train_epoch(ours, sgd(ours), in_memory(x), labels, order, BATCH)
+    b = loader_epoch(theirs, sgd(theirs), loader)
+    assert abs(a - b) < 1e-10, (a, b)
+    return abs(a - b)
+
+
+def bench(width):
+    g = torch.Generator().manual_seed(0)
+    images, labels = torch.randint(256, (N, 3, 32, 32), generator=g, dtype=torch.uint8), torch.randint(10, (N,), generator=g)
+    net = build('convnet-a', width)
+    error = check(lambda: copy.deepcopy(net), images[:N], labels) if width <= 8 else float('nan')
+    theirs, ours = copy.deepcopy(net), copy.deepcopy(net).to(memory_format=torch.channels_last)
+    x, loader = in_memory(CIFAR10(to_pixels(images))), DataLoader(Images(images, labels), BATCH, shuffle=True)
+    optimisers = sgd(theirs), sgd(ours)
+    seconds = interleaved({'loader': lambda: loader_epoch(theirs, optimisers[0], loader),
+                           'ours': lambda: train_epoch(ours, optimisers[1], x, labels, epoch_order(N, 0, 1), BATCH),
+                           'forward': lambda: [ours(part).sum().item() for part in x.split(BATCH)]}, 5)
+    flop = 2 * (27_648 * width + 55_296 * width**2 + 80 * width)
+    return {'w': float(width), 'loader, samples/s': N / median(seconds['loader']), 'ours, samples/s': N / median(seconds['ours']),
+            'ratio': ratios(seconds, 'loader', 'ours'), 'goal': GOAL[width],
+            'GFLOP/s': 3 * flop * N / median(seconds['ours']) / 1e9,
+            'of forward': ratios(seconds, 'forward', 'ours') * 3, 'loss differs': error}
+
+
+if __name__ == '__main__':
+    table('Training, ConvNet A, 3 x 32 x 32, batch 128, one thread (goals: ratio; >= 0.7 of the GFLOP/s of a forward pass)',
+          [bench(width) for width in GOAL])
