@@ -208,7 +208,7 @@ def gradient_norms(
 # %% ../nbs/05_curvature.ipynb #curvatur-38
 def closed_form_layers(model: nn.Module, x: Tensor) -> dict: # x: inputs [N, C, H, W]; the first few are tried. Name → layer
     "The network's layers if the formula holds (piecewise linear, every parameter in a layer affine in it), else none."
-    x = to_model(model, x[:4])
+    x = finite(to_model(model, x[:4]))
     layers = linear_layers(model, x)
     with sdpa_kernel(SDPBackend.MATH): linear = is_piecewise_linear(model, x)
     return layers if linear and not other_parameters(model, layers) else {}
