@@ -83,8 +83,8 @@ def squares(
     "The squared norm of a layer's parameter gradient, weight and bias, of each sample."
     if isinstance(layer, nn.modules.batchnorm._BatchNorm): return _scale_squares(layer, a)
     if _gram_is_cheaper(layer, a, passes): return _gram_squares(layer, patches(layer, a))
-    if isinstance(layer, nn.Conv2d) and a.device.type == 'cpu': return _grouped_squares(layer, padded(layer, a))
-    return _formed_squares(layer, patches(layer, a))
+    grouped = isinstance(layer, nn.Conv2d) and a.device.type == 'cpu' and layer.weight.numel() > 2000
+    return _grouped_squares(layer, padded(layer, a)) if grouped else _formed_squares(layer, patches(layer, a))
 
 def _gram_is_cheaper(layer, a, passes):
     O, K = len(layer.weight), layer.weight[0].numel() # one product of matrices costs about as much as two of a convolution
@@ -105,13 +105,13 @@ def _formed_squares(layer, A): # [N, g, T, K]
     return square
 
 def _grouped_squares(layer, a): # padded; 32 samples at a time, as more groups can be much slower
-    shape = layer.weight.shape
+    shape, one = layer.weight.shape, lambda v: v.reshape(1, -1, *v.shape[2:])
+    inputs = [one(part) for part in a.split(32)]
     def part(a, delta):
-        one = lambda v: v.reshape(1, -1, *v.shape[2:])
-        g = torch.nn.grad.conv2d_weight(one(a), (len(a) * shape[0], *shape[1:]), one(delta), layer.stride, 0,
-                                        layer.dilation, len(a) * layer.groups)
-        return norm(g.view(len(a), -1))**2 + (norm(delta.flatten(2).sum(2))**2 if layer.bias is not None else 0)
-    return lambda delta: torch.cat([part(*pair) for pair in zip(a.split(32), delta.split(32))])
+        N = len(delta)
+        g = torch.nn.grad.conv2d_weight(a, (N * shape[0], *shape[1:]), one(delta), layer.stride, 0, layer.dilation, N * layer.groups)
+        return norm(g.view(N, -1))**2 + (norm(delta.flatten(2).sum(2))**2 if layer.bias is not None else 0)
+    return lambda delta: torch.cat([part(*pair) for pair in zip(inputs, delta.split(32))])
 
 def _scale_squares(layer, a):
     normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)

@@ -9,7 +9,6 @@ __all__ = ['STYLE', 'FIG2', 'volume_palette', 'width_axis', 'thinned', 'fig2_fra
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure

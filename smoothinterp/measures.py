@@ -58,7 +58,10 @@ def logits_of(
     y: Tensor | None = None, # labels [N], to be checked against the classes
 ) -> Tensor:                # logits [N, classes]
     "The model's output, refused unless it is logits `[N, classes]` that the labels fit."
-    out = model(x)
+    try: out = model(x)
+    except RuntimeError as e:
+        if not any(word in str(e) for word in ('channels', 'shapes', 'size of')): raise
+        raise ValueError(f'the model does not take images {list(x.shape)}: {e}') from None
     if not isinstance(out, Tensor):
         raise ValueError(f'the model must return logits [N, classes], not a {type(out).__name__}; wrap it in a '
                          'module that returns its logits alone')

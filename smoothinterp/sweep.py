@@ -50,7 +50,8 @@ def _work(study, width, seed, force):
     done = train_run(study, width, seed, force, lambda epoch, loss: say(f'epoch {epoch}', .9 * epoch / study.recipe.epochs))
     say('measuring', .9)
     measure_run(study, width, seed, force)
-    say(f'{done["status"]} after {done["epochs"]} epochs', 1)
+    redrawn = f', redrawn {done["redrawn"]} times because it was born dead' if done['redrawn'] else ''
+    say(f'{done["status"]} after {done["epochs"]} epochs{redrawn}', 1)
 
 def _watch(study, runs, queue, futures):
     total = {run: cost(study, run[0]) for run in runs}

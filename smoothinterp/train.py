@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Data
-from .files import home, load_frame, load_tensors, read_json, save_frame, save_tensors, write_json
+from .files import home, load_tensors, read_json, save_frame, save_tensors, write_json
 
 # %% ../nbs/07_train.ipynb #train-05
 @dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"Gradient norms, trace and top eigenvalues in parameter space against BackPACK, PyHessian and curvlinops, in train steps."
+import contextlib
+import importlib.util
+import io
+import warnings
+
+import torch
+import torch.nn.functional as F
+from timing import interleaved, ratios, table
+from torch import nn
+
+from smoothinterp.curvature import drawn_trace, estimate, exact_trace, gradient_norms, hessian_product, top_eigenvalues
+from smoothinterp.data import digits
+from smoothinterp.models import build
+
+warnings.filterwarnings('ignore')
+
+
+def installed(name): return importlib.util.find_spec(name) is not None
+
+
+def train_step(net, x, y):
+    "Forward and backward by the weights, 64 samples at a time."
+    for a, b in zip(x.split(64), y.split(64), strict=True):
+        net.zero_grad(set_to_none=True)
+        F.cross_entropy(net(a), b).backward()
+
+
+def backpack_net(net):
+    "The same network, extended."
+    from backpack import extend
+    return extend(build('convnet-a', net.conv1.out_channels).to(memory_format=torch.channels_last)), extend(nn.CrossEntropyLoss(reduction='sum'))
+
+
+def backpack(net, loss, x, y, extension, name):
+    "Sum over parameters of what an extension leaves in them, batch by batch."
+    from backpack import backpack
+    found = []
+    for a, b in zip(x.split(64), y.split(64), strict=True):
+        net.zero_grad(set_to_none=True)
+        with backpack(extension): loss(net(a), b).backward()
+        found.append([getattr(p, name) for p in net.parameters()])
+        for p in net.parameters(): delattr(p, name)
+    return found
+
+
+def pyhessian(net, x, y):
+    "PyHessian's object for one batch of data."
+    from pyhessian import hessian
+    return hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=False)
+
+
+def report(title, seconds, ours, unit, errors, goals):
+    rows = [{'what': k, 'median ms': 1e3 * sorted(s)[len(s) // 2], 'min ms': 1e3 * min(s), 'train steps': ratios(seconds, k, unit),
+             f'x {ours}': ratios(seconds, k, ours), 'error': errors.get(k, ''), 'goal': goals.get(k, '')} for k, s in seconds.items()]
+    table(title, rows)
+
+
+def close(got, want): return ((got.double() - want) / want).abs().max().item()
+
+
+def bench_gradients(net, x, y, exact):
+    cases, errors = {'train step': lambda: train_step(net, x, y), 'gradient_norms': lambda: gradient_norms(net, x, y)['whole']}, {}
+    if installed('backpack'):
+        from backpack.extensions import BatchL2Grad
+        theirs = backpack_net(net)
+        cases['BackPACK BatchL2Grad'] = lambda: torch.cat([sum(p) for p in backpack(*theirs, x, y, BatchL2Grad(), 'batch_l2')]).sqrt()
+    want = gradient_norms(exact, x.double(), y)['whole']
+    errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
+    assert errors['gradient_norms'] < 1e-5 and max(errors.values()) < 1e-3, errors
+    report(f'Per-sample gradient norms, w = {net.conv1.out_channels}', interleaved(cases), 'gradient_norms', 'train step', errors,
+           {'gradient_norms': '<= 1.5 train steps, 1e-6', 'BackPACK BatchL2Grad': '>= 1.4 x'})
+
+
+def bench_trace(net, x, y, exact):
+    cases = {'train step': lambda: train_step(net, x, y), 'exact_trace': lambda: exact_trace(net, x, y)['whole'].mean(),
+             'drawn_trace': lambda: drawn_trace(net, x, y)['whole'].mean()}
+    if installed('backpack'):
+        from backpack.extensions import DiagGGNExact
+        theirs = backpack_net(net)
+        cases['BackPACK DiagGGNExact'] = lambda: sum(d.sum() for p in backpack(*theirs, x, y, DiagGGNExact(), 'diag_ggn_exact') for d in p) / len(x)
+    if installed('pyhessian'):
+        probes = pyhessian(net, x, y)
+        cases['PyHessian, 20 probes'] = lambda: torch.tensor(probes.trace(maxIter=20, tol=0)).mean()
+    want = exact_trace(exact, x.double(), y)['whole'].mean()
+    errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
+    error = estimate(drawn_trace(net, x, y)['whole']).error
+    assert errors['exact_trace'] < 1e-6 and errors.get('BackPACK DiagGGNExact', 0) < 1e-4, errors
+    assert errors['drawn_trace'] * want < 5 * error, errors
+    report(f'Trace of the loss Hessian, w = {net.conv1.out_channels}', interleaved(cases, 5), 'exact_trace', 'train step', errors,
+           {'exact_trace': '<= 7 train steps, 1e-6', 'BackPACK DiagGGNExact': '>= 1.8 x', 'PyHessian, 20 probes': 'slower, inexact'})
+
+
+def trained_digits(width=6, steps=100):
+    "A digits network after a little training, and 256 digits."
+    data, net = digits(), build('convnet-a', width, 10, 1, 8).to(memory_format=torch.channels_last)
+    x, optimiser = data.inputs(data.x), torch.optim.Adam(net.parameters(), 1e-2)
+    for i in range(steps):
+        part = slice(i % 8 * 125, i % 8 * 125 + 125)
+        optimiser.zero_grad()
+        F.cross_entropy(net(x[part]), data.y[part]).backward()
+        optimiser.step()
+    return net, x[:256].to(memory_format=torch.channels_last), data.y[:256]
+
+
+def bench_eigenvalues():
+    net, x, y = trained_digits()
+    exact = build('convnet-a', 6, 10, 1, 8).double()
+    exact.load_state_dict(net.state_dict())
+    counted = {}
+    def ours():
+        found = top_eigenvalues(net, x, y, k=3)
+        counted['top_eigenvalues'] = found.products
+        return found.values
+    def theirs():
+        with contextlib.redirect_stdout(io.StringIO()):
+            return torch.tensor(pyhessian(net, x, y).eigenvalues(maxIter=300, tol=1e-4, top_n=3)[0])
+    def train(): F.cross_entropy(net(x), y).backward()
+    cases = {'train step': train, 'top_eigenvalues': ours}
+    if installed('pyhessian'): cases['PyHessian'] = theirs
+    if installed('curvlinops'): cases['curvlinops, eigsh'] = lambda: curvlinops_top(net, x, y, counted)
+    want = top_eigenvalues(exact, x.double(), y, k=3, tolerance=1e-12).values
+    errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
+    assert errors['top_eigenvalues'] < 1e-4 and counted['top_eigenvalues'] <= 25 and max(errors.values()) < 5e-2, (errors, counted)
+    with hessian_product(net, x, y) as product:
+        v = torch.randn(sum(p.numel() for p in net.parameters()))
+        cases['one product'] = lambda: product(v)
+        seconds = interleaved(cases, 5)
+    goals = {'top_eigenvalues': '<= 25 products, 1e-4', 'PyHessian': '>= 1.7 x', 'one product': '1.7 train steps'}
+    report(f'Largest three eigenvalues, digits, w = 6, 256 samples; products: {counted}', seconds, 'top_eigenvalues', 'train step', errors, goals)
+
+
+def curvlinops_top(net, x, y, counted):
+    "ARPACK on curvlinops' Hessian."
+    from curvlinops import HessianLinearOperator
+    from scipy.sparse.linalg import LinearOperator, eigsh
+    H = HessianLinearOperator(net, nn.CrossEntropyLoss(), dict(net.named_parameters()), [(x, y)], check_deterministic=False)
+    calls = []
+    def times(v):
+        calls.append(1)
+        return (H @ torch.as_tensor(v, dtype=torch.float32).flatten()).double().numpy()
+    values = eigsh(LinearOperator(H.shape, times, dtype=float), 3, which='LA', tol=1e-4, return_eigenvectors=False)
+    counted['curvlinops'] = len(calls)
+    return torch.tensor(values[::-1].copy())
+
+
+if __name__ == '__main__':
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(128, 3, 32, 32, generator=g).to(memory_format=torch.channels_last), torch.randint(10, (128,), generator=g)
+    for width in (8, 32):
+        net, exact = build('convnet-a', width).to(memory_format=torch.channels_last), build('convnet-a', width).double()
+        bench_gradients(net, x, y, exact)
+        bench_trace(net, x, y, exact)
+    bench_eigenvalues()
