@@ -85,8 +85,8 @@ def check_inputs(x, y=None) -> None:
 
 # %% ../nbs/03_measures.ipynb #measures-09
 def default_batch(model: nn.Module, x) -> int: # samples
-    "As much as 64 CIFAR images on a CPU, where that is fastest, and 2,048 on a GPU."
-    images = 64 if device_of(model).type == 'cpu' else 2048
+    "As much as 32 CIFAR images on a CPU, where that is fastest, and 2,048 on a GPU."
+    images = 32 if device_of(model).type == 'cpu' else 2048
     return max(1, images * 3 * 32 * 32 // int(torch.as_tensor(x[:1]).numel()))
 
 def device_of(model: nn.Module) -> torch.device:
@@ -252,8 +252,9 @@ def tangent_hessian(
     **kw,                   # batch, progress
 ) -> Tensor:                # float64 [N]
     "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units."
-    draws = colour_draws(len(x), x.shape[1], copies, seed=seed)
-    return _tangent(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, paper=paper, **kw)
+    check_inputs(x, y)
+    draws, batch = colour_draws(len(x), x.shape[1], copies, seed=seed), max(1, default_batch(model, x) // (copies + 1))
+    return _tangent(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, paper=paper, **{'batch': batch} | kw)
 
 # %% ../nbs/03_measures.ipynb #measures-31
 def softmax_root(logits: Tensor) -> tuple[Tensor, Tensor]: # R float64 [N, C, C], index of the reference class [N]
@@ -268,9 +269,9 @@ def softmax_root(logits: Tensor) -> tuple[Tensor, Tensor]: # R float64 [N, C, C]
 def loss_curvature(logits: Tensor, rows: Tensor) -> Tensor: # float64 [N, C, C]
     "Symmetric matrix with the non-zero eigenvalues of each sample's exact input Hessian Jᵀ S J."
     R, k = softmax_root(logits)
-    rows = rows.double()
-    G = gram(rows - rows[k, torch.arange(len(k), device=k.device)])
-    return R.mT @ G @ R
+    G = gram(rows)
+    to_k = G.gather(1, k[:, None, None].expand(-1, 1, G.shape[1]))
+    return R.mT @ (G - to_k - to_k.mT + to_k.gather(2, k[:, None, None])) @ R
 
 # %% ../nbs/03_measures.ipynb #measures-33
 def is_piecewise_linear(model: nn.Module, x: Tensor) -> bool: # x: inputs [N, C, H, W]; the first 4 are tried
@@ -352,8 +353,8 @@ def tangent_parts(
     check_inputs(x, y)
     if not is_piecewise_linear(model, to_model(model, x[:4])):
         raise ValueError('a network with smooth activations has no kinks: its tangent Hessian is its smooth part')
-    draws = colour_draws(len(x), x.shape[1], copies, seed=seed)
-    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, **kw)
+    draws, batch = colour_draws(len(x), x.shape[1], copies, seed=seed), max(1, default_batch(model, x) // (copies + 1))
+    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, **{'batch': batch} | kw)
 
 # %% ../nbs/03_measures.ipynb #measures-42
 def on_kink(
