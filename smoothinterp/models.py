@@ -142,7 +142,7 @@ def mlp(
     size: int = 32,       # pixels a side
     depth: int = 3,       # linear layers, at least 2
 ) -> nn.Sequential:       # images [N, in_channels, size, size] to logits [N, C]
-    "Linear layers with ReLUs between them."
+    "Linear layers with ReLUs between them. `ValueError` for less than two."
     if depth < 2: raise ValueError(f'a dense network has a width from depth 2 on, not with {depth}')
     units = [in_channels * size**2] + [max(1, round(width))] * (depth - 1)
     layers = OrderedDict(flatten=nn.Flatten())

@@ -12,21 +12,25 @@ import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from queue import Empty
 
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .models import channels
+from .models import build
 from .study import STUDIES, Study, check, find_study, measure_run, results, run_folder, study_data, train_run
 
 # %% ../nbs/09_sweep.ipynb #sweep-05
+@lru_cache(None)
 def cost(study: Study, width: float) -> float: # arbitrary units
-    "Rough cost of a run: multiplications of one epoch, and an overhead that every layer has."
-    c1, c2, c3, c4 = channels(width)
-    full, quarter = study.size**2, study.size**2 / 4
-    return (27 * c1 * full + 9 * c1 * c2 * full + 9 * c2 * c3 * quarter + 9 * c3 * c4 * quarter / 4 + 3e4) * study.recipe.epochs
+    "Rough cost of a run: floating-point operations of an image, and an overhead that every image has, times epochs."
+    colours, classes = (1 if study.data == 'digits' else 3), (100 if study.data == 'cifar100' else 10)
+    model = build(study.family, width, classes, colours, study.size)
+    with FlopCounterMode(display=False) as counter: model(torch.zeros(2, colours, study.size, study.size))
+    return (counter.get_total_flops() + 1e5) * study.recipe.epochs
 
 def is_done(study: Study, width: float, seed: int) -> bool:
     "Whether a run was trained and measured."
