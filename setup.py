@@ -21,7 +21,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "bench")},
     entry_points={
-        "console_scripts": ["smoothinterp = smoothinterp.sweep:main"],
+        "console_scripts": ["smoothinterp = smoothinterp.cli:main"],
         "papermill.engine": ["smoothinterp = smoothinterp.mill:Engine"],
     },
 )

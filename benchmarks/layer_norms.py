@@ -4,7 +4,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, eigsh
-from timing import interleaved, ratios, table
+from timing import interleaved, keep, ratios, table
 from torch import nn
 
 from smoothinterp.bounds import layer_norms
@@ -57,6 +57,9 @@ def bench(width):
     seconds = interleaved(cases)
     rows = [{'what': k, 'median ms': 1e3 * median(s), 'min ms': 1e3 * min(s), 'train steps': ratios(seconds, k, 'train step of 128'),
              'x layer_norms': ratios(seconds, k, 'layer_norms'), 'error': error.get(k, '')} for k, s in seconds.items()]
+    keep('layer norms', 'train steps of 128', width, ratios(seconds, 'layer_norms', 'train step of 128'), '<= 1 train step')
+    keep('layer norms', 'relative error in float32', width, error['layer_norms'], '<= 1e-4 relative')
+    keep('layer norms', 'power iteration, 200 steps', width, ratios(seconds, 'power iteration, 200', 'layer_norms'), '>= 2 x')
     for row, goal in zip(rows, ('', '<= 1 train step, error <= 1e-4', '>= 2 x layer_norms'), strict=True): row['goal'] = goal
     table(f'Layer norms, ConvNet A, w = {width}, 3 x 32 x 32, one thread, float32', rows)
 

@@ -19,6 +19,7 @@ from functools import wraps
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from .augment import colour_draws, displace
@@ -276,7 +277,7 @@ def loss_curvature(logits: Tensor, rows: Tensor) -> Tensor: # float64 [N, C, C]
 # %% ../nbs/03_measures.ipynb #measures-33
 def is_piecewise_linear(model: nn.Module, x: Tensor) -> bool: # x: inputs [N, C, H, W]; the first 4 are tried
     "Whether the model is affine around these inputs: a second derivative by the input that is exactly 0."
-    with frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH): # fused attention has no second derivative
         x = x[:4].detach().requires_grad_()
         v = torch.linspace(1, 2, x.numel(), device=x.device, dtype=x.dtype).view_as(x)
         logits = logits_of(model, x)
@@ -295,7 +296,8 @@ def _linear_hessian(model, x, y):
 @batched
 def _smooth_hessian(model, x, y):
     one = lambda x, y: F.cross_entropy(model(x[None]), y[None])
-    H = torch.func.vmap(torch.func.hessian(one))(x, y).flatten(4).flatten(1, 3).double()
+    with sdpa_kernel(SDPBackend.MATH): H = torch.func.vmap(torch.func.jacrev(torch.func.grad(one)))(x, y)
+    H = H.flatten(4).flatten(1, 3).double()
     eigenvalues = torch.linalg.eigvalsh((H + H.mT) / 2)
     return dict(frobenius=eigenvalues.norm(dim=1), top=eigenvalues[:, -1], trace=eigenvalues.sum(1))
 

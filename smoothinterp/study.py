@@ -151,7 +151,7 @@ def load_run(
     tensors, meta = load_tensors(_weights_file(study, width, seed, initial))
     data = study_data(study, seed)
     wanted = study.config(width) | dict(labels=label_hash(data), seed=seed)
-    check_config(Path(study.name), {k: meta['config'].get(k, wanted[k]) for k in wanted}, wanted)
+    check_config(Path(study.name), {k: meta['config'].get(k) for k in wanted}, wanted)
     model = make_network(meta['config'], meta['config']['recipe'], data)(seed)
     model.load_state_dict(tensors)
     return model.eval(), data
