@@ -1,16 +1,21 @@
 "README.md is nbs/index.ipynb, seen from the root: `python tests/readme.py` writes it."
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 
 
 def readme() -> str:
-    done = subprocess.run([str(Path(sys.executable).parent/'jupyter-nbconvert'), '--to', 'markdown', '--stdout', 'nbs/index.ipynb'],
-                          cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {'PYTHONWARNINGS': 'ignore'})
-    return done.stdout.replace('../', '').replace('\n\n\n', '\n\n').replace('```\nimport', '```python\nimport')
+    "The notebook as Markdown, without the code of cells that begin with `#| echo: false`."
+    nb = nbformat.read(ROOT/'nbs/index.ipynb', as_version=4)
+    for cell in nb.cells:
+        if cell.source.startswith('#| echo: false'): cell.source = ''
+    text = MarkdownExporter().from_notebook_node(nb)[0].replace('../', '').replace('```\nimport', '```python\nimport')
+    text = text.replace('```\n\n```\n', '')
+    while '\n\n\n' in text: text = text.replace('\n\n\n', '\n\n')
+    return text
 
 
 if __name__ == '__main__': (ROOT/'README.md').write_text(readme())
