@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .curvature import Estimate, gradient_norms, hessian_trace, patches, positions
 from .measures import batched, check_inputs, check_model, cross_entropy, frozen, gram, logits_of, loss_gradient, norm, \
-    to_model, top_eigenvalue
+    to_model, largest_eigenvalue
 
 # %% ../nbs/06_bounds.ipynb #bounds-05
 def adjoint(
@@ -67,7 +67,7 @@ def matrix_norm(weight: Tensor) -> float:
     "Operator norm of a weight tensor as the matrix [outputs, everything else], exact."
     rows = weight.detach().flatten(1)
     rows = rows if len(rows) <= rows.shape[1] else rows.mT
-    return top_eigenvalue(gram(rows[:, None])).sqrt().item()
+    return largest_eigenvalue(gram(rows[:, None])).sqrt().item()
 
 def operator_norm(
     layer: nn.Module,   # linear apart from its bias: Linear, convolutions, average pools

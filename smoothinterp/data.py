@@ -211,7 +211,7 @@ def random_probe(
     normalise: Normalise,  # statistics of the data the network was trained on
     seed: int = 1234,      # paper B's
 ) -> Tensor:               # network input, float32 [n, C, H, W]
-    "Structureless images at the scale of the data (paper B, 'beyond the data manifold'), without wrapping to bytes."
+    "Structureless images (paper B, 'beyond the data manifold'), without wrapping to bytes."
     g = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(c)[:, None, None] for c in (normalise.mean, normalise.std))
     gauss, flat = torch.randn(n, *shape, generator=g), torch.rand(n, *shape, generator=g)

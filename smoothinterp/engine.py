@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'can_stack', 'window', 'padded_shape', 'stack_parameters', 'Stack', 'mean_losses', 'sgd_', 'fast_cuda',
-           'capture', 'recorded', 'side_by_side', 'Engine', 'stacks']
+           'capture', 'recorded', 'side_by_side', 'Engine', 'stacks', 'gpu_group']
 
 # %% ../nbs/07_engine.ipynb #engine-02
 import warnings
@@ -139,6 +139,7 @@ class Engine:
     seeds: list[int]         # of the order of each one's samples
     stack: bool = False      # train them as one network
     precision: str = 'tf32'  # of matrix products on a GPU; 'float32' or 'bf16' (that also on a CPU)
+    start: list | None = None # momentum of each to go on from, as `momentum` gives it; zero without
 
     def __post_init__(self):
         if self.precision not in PRECISIONS: raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, not {self.precision!r}')
@@ -149,10 +150,9 @@ class Engine:
         self.net = Stack(models, 8 if device.type == 'cuda' else 1) if self.stack else models[0]
         self.params = list(self.net.parameters())
         self.momenta = [torch.zeros_like(p) for p in self.params]
+        for i, saved in enumerate(self.start or []): torch._foreach_copy_(self.momentum(i), saved)
         self._load(self.xs * company, torch.stack(self.ys * company), self.seeds * company)
-        full = partial(self.step, self.rows)
-        changed = [*self.params, *self.net.buffers(), *self.momenta, self.total]
-        with fast_cuda(self.precision): self.full_step = recorded(full, changed) if device.type == 'cuda' else full
+        self.full_step = self.record() if device.type == 'cuda' else partial(self.step, self.rows)
 
     def _load(self, xs, y, seeds):
         "Everything that a step reads, in its place on the device."
@@ -164,13 +164,18 @@ class Engine:
         self.lr, self.total = torch.zeros((), dtype=dtype, device=device), torch.zeros(len(y), dtype=torch.double, device=device)
 
     def momentum(self, i: int) -> list[Tensor]: # in the order of its parameters
-        "Momentum of network i, windows into the engine's: copy into them to resume."
+        "Momentum of network i, windows into the engine's."
         return self.net.windows(self.momenta, i) if self.stack else self.momenta
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]: # [n, B] to inputs [B, n * C, H, W], labels [n, B]
         "The samples of these rows, channels last."
         x = self.x[self.which, rows].permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
         return x, self.y[self.slots, rows]
+
+    def record(self) -> Callable[[], None]: # takes the step when called
+        "The step of a full batch as a CUDA graph."
+        changed = [*self.params, *self.net.buffers(), *self.momenta, self.total]
+        with fast_cuda(self.precision): return recorded(partial(self.step, self.rows), changed)
 
     def step(self, rows: Tensor) -> None: # of samples, [n, B]
         "One batch: forward, loss, backward, update."
@@ -194,15 +199,17 @@ class Engine:
     def keep(self, which: list[int]) -> 'Engine':
         "An engine that goes on with some of the networks, the others as they are now."
         pick = lambda items: [items[i] for i in which]
-        kept = replace(self, models=pick(self.models), xs=pick(self.xs), ys=pick(self.ys), seeds=pick(self.seeds))
-        with torch.no_grad():
-            for i, j in enumerate(which): torch._foreach_copy_(kept.momentum(i), self.momentum(j))
-        return kept
+        return replace(self, models=pick(self.models), xs=pick(self.xs), ys=pick(self.ys), seeds=pick(self.seeds),
+                       start=[self.momentum(i) for i in which])
 
 # %% ../nbs/07_engine.ipynb #engine-33
 def stacks(
     size: int,    # pixels a side
     width: float, # base width
 ) -> bool:
-    "Whether the seeds of a ConvNet are trained stacked on a CPU (`benchmarks/stacking.py`)."
-    return width * size <= 64
+    "Whether the seeds of a ConvNet are trained stacked on a CPU (`benchmarks/stacking.py`: where it is at least 1.2 times faster)."
+    return width <= (6 if size <= 16 else 2)
+
+def gpu_group(width: float) -> int: # base width to a number of networks
+    "How many ConvNets are trained stacked on a GPU: up to 8, first layers of 32 channels together. A guess, see `benchmarks/gpu.py`."
+    return max(1, min(8, int(32 // width)))

@@ -70,7 +70,7 @@ def damaged(path: Path, why) -> DamagedFile: # to raise
     "The error for a file that cannot be trusted: which, why, and what to do."
     return DamagedFile(f'{path} is damaged ({why}). Delete it, or run again with force=True (--force), to make it anew.')
 
-# %% ../nbs/00_files.ipynb #files-11
+# %% ../nbs/00_files.ipynb #files-12
 def digest(
     tensors: dict[str, Tensor], # any device
     meta: dict[str, str],       # what else is signed
@@ -104,7 +104,7 @@ def load_tensors(
     if meta.pop('sha256', None) != digest(tensors, meta): raise damaged(path, 'its checksum does not match')
     return tensors, {k: json.loads(v) for k, v in sorted(meta.items())}
 
-# %% ../nbs/00_files.ipynb #files-16
+# %% ../nbs/00_files.ipynb #files-17
 def frame_digest(df: pd.DataFrame) -> str: # hexadecimal SHA-256
     "SHA-256 of a data frame's column names, types and values."
     h = hashlib.sha256()

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['frozen', 'check_model', 'logits_of', 'check_inputs', 'default_batch', 'device_of', 'stream', 'finite', 'batched',
            'accuracy', 'cross_entropy', 'sample_loss', 'cotangent', 'loss_gradient', 'norm', 'loss_jacobian',
-           'logit_rows', 'gram', 'logit_jacobian', 'top_eigenvalue', 'reshaped_norm', 'rms', 'empirical_lipschitz',
+           'logit_rows', 'gram', 'logit_jacobian', 'largest_eigenvalue', 'reshaped_norm', 'rms', 'empirical_lipschitz',
            'sharpness', 'tangent_hessian', 'softmax_root', 'loss_curvature', 'is_piecewise_linear', 'input_hessian',
-           'to_model', 'loss_differences', 'hessian_times', 'tangent_parts', 'on_kink']
+           'to_model', 'loss_differences', 'linear_times', 'smooth_times', 'tangent_parts', 'on_kink']
 
 # %% ../nbs/03_measures.ipynb #measures-02
 import copy
@@ -194,17 +194,17 @@ def logit_jacobian(model, x, y, official=False) -> dict: # each float64 [N]
     logits, rows = logit_rows(model, x)
     G = gram(rows)
     diagonal = G.diagonal(dim1=1, dim2=2)
-    top = reshaped_norm(rows, x.shape) if official else top_eigenvalue(G).sqrt()
+    top = reshaped_norm(rows, x.shape) if official else largest_eigenvalue(G).sqrt()
     return dict(operator=top, frobenius=diagonal.sum(1).sqrt(), target=diagonal.gather(1, y[:, None])[:, 0].sqrt())
 
-def top_eigenvalue(matrices: Tensor) -> Tensor: # [N, n, n] to [N]
+def largest_eigenvalue(matrices: Tensor) -> Tensor: # [N, n, n] to [N]
     "Largest eigenvalue of each symmetric matrix, not below 0."
     return torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
 
 def reshaped_norm(rows: Tensor, shape: tuple) -> Tensor: # [C, N, D] to float64 [N]
     "Operator norm after the authors' reshape of [channels, H, W, C] to [channels W C, H]; not that of the Jacobian."
     M = rows.double().reshape(len(rows), *shape).permute(1, 2, 3, 4, 0).reshape(shape[0], -1, shape[2])
-    return top_eigenvalue(M.mT @ M).sqrt()
+    return largest_eigenvalue(M.mT @ M).sqrt()
 
 def rms(values: Tensor) -> float:
     "Root mean square over samples."
@@ -318,11 +318,11 @@ def to_model(model: nn.Module, x) -> Tensor:
 
 # %% ../nbs/03_measures.ipynb #measures-39
 @batched
-def _tangent_parts(model, x, y, draws, normalise, clamp, delta):
+def _tangent_parts(model, x, y, draws, normalise, clamp, delta, times):
     moved = normalise(displace(normalise.inverse(x), draws, clamp))
     u = (moved - x[:, None]).flatten(2) / delta
     fd = loss_differences(model, x, moved, y) / delta
-    smooth = hessian_times(model, x, u)
+    smooth = times(model, x, y, u)
     size = lambda v: v.norm(dim=2).square().mean(1).sqrt()
     return dict(finite=size(fd), smooth=size(smooth), kink=size(fd - smooth))
 
@@ -332,13 +332,22 @@ def loss_differences(model, x, moved, y) -> Tensor: # float64 [N, M, D]
     g = (g.double() * scale).view(len(x), moved.shape[1] + 1, -1)
     return g[:, 1:] - g[:, :1]
 
-def hessian_times(model, x, u: Tensor) -> Tensor: # float64 [N, M, D]
+def linear_times(model, x, y, u: Tensor) -> Tensor: # float64 [N, M, D]
     "Exact H u of a piecewise-linear net's loss for vectors u [N, M, D]: Jᵀ S J u. C + 1 units for any M."
     logits, rows = logit_rows(model, x)
     R, k = softmax_root(logits)
     rows = rows.double()
     rows = (rows - rows[k, torch.arange(len(k), device=k.device)]).transpose(0, 1)
     return ((u.double() @ rows.mT) @ R @ R.mT) @ rows
+
+def smooth_times(model, x, y, u: Tensor) -> Tensor: # float64 [N, M, D]
+    "Exact H u of any net's loss for vectors u [N, M, D], each by a double backward pass."
+    x = x.detach().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = F.cross_entropy(logits_of(model, x, y), y, reduction='sum')
+        g, = torch.autograd.grad(loss, x, create_graph=True)
+        H_u = [torch.autograd.grad(g, x, v.view_as(x).to(g.dtype), retain_graph=True)[0].flatten(1) for v in u.unbind(1)]
+    return torch.stack(H_u, 1).double()
 
 def tangent_parts(
     model: nn.Module,
@@ -353,10 +362,9 @@ def tangent_parts(
 ) -> dict:                  # each float64 [N]
     "Tangent Hessian: `finite` (paper A, eq. 5), its exact `smooth` part, and the `kink` part that is left."
     check_inputs(x, y)
-    if not is_piecewise_linear(model, to_model(model, x[:4])):
-        raise ValueError('a network with smooth activations has no kinks: its tangent Hessian is its smooth part')
+    times = linear_times if is_piecewise_linear(model, to_model(model, x[:4])) else smooth_times
     draws, batch = colour_draws(len(x), x.shape[1], copies, seed=seed), max(1, default_batch(model, x) // (copies + 1))
-    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, **{'batch': batch} | kw)
+    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, times=times, **{'batch': batch} | kw)
 
 # %% ../nbs/03_measures.ipynb #measures-42
 def on_kink(

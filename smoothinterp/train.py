@@ -250,12 +250,12 @@ def _fit(folder, make, data, recipe, seed, config, report, save_every):
     epoch, history = load_state(folder, model, optimiser, config) or (0, [record(0, float('nan'))])
     status, saved, wanted = 'training', time.monotonic(), {*log_epochs(recipe.epochs), *recipe.keep}
     while status == 'training':
-        epoch, good = epoch + 1, {k: v.clone() for k, v in model.state_dict().items()}
+        epoch, last_finite = epoch + 1, {k: v.clone() for k, v in model.state_dict().items()}
         optimiser.param_groups[0]['lr'] = lr_at(recipe, epoch)
         view = {'view': crops_and_flips(x, black, seed, epoch)} if recipe.augment else {}
         loss = train_epoch(model, optimiser, x, data.y, epoch_order(len(x), seed, epoch), recipe.batch, objective, **view)
         status = status_after(model, recipe, epoch, loss)
-        if status == 'diverged': model.load_state_dict(good)
+        if status == 'diverged': model.load_state_dict(last_finite)
         if epoch in wanted or status != 'training': history.append(record(epoch, loss))
         if epoch in recipe.keep: save_tensors(checkpoint_path(folder, epoch), model.state_dict(), epoch=epoch, config=config, **provenance())
         if status == 'training' and time.monotonic() - saved > save_every:

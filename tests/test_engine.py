@@ -1,0 +1,163 @@
+"Stacked training, resuming and, where there is a GPU, recorded steps: what takes more than one width, family or device to check."
+import copy
+
+import pytest
+import torch
+
+from smoothinterp import engine
+from smoothinterp.data import digits, with_noise
+from smoothinterp.engine import Engine, Stack
+from smoothinterp.models import build
+from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, train_epoch
+
+RECIPE = Recipe(lr=.02, warmup_from=.004, init='he')
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+
+
+def bits(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def colour(n, size=16, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return in_memory(torch.randn(n, 3, size, size, generator=g)), torch.randint(10, (n,), generator=g)
+
+
+def digit_engine(seeds, width, **options):
+    datas = [with_noise(digits(s), .2, s) for s in seeds]
+    nets = [build('convnet-a', width, 10, 1, 8, 'he', s).to(memory_format=torch.channels_last) for s in seeds]
+    return Engine(nets, [in_memory(d.inputs(d.x)) for d in datas], [d.y for d in datas], RECIPE, list(seeds), stack=True, **options)
+
+
+def by_torch(model, x, y, recipe, seed, epochs):
+    "Losses and momentum of the plain loop."
+    sgd = torch.optim.SGD(model.parameters(), momentum=recipe.momentum)
+    losses = []
+    for e in epochs:
+        sgd.param_groups[0]['lr'] = lr_at(recipe, e)
+        losses.append(train_epoch(model, sgd, x, y, epoch_order(len(x), seed, e).to(x.device), recipe.batch))
+    return losses, [sgd.state[p]['momentum_buffer'] for p in model.parameters()]
+
+
+@pytest.mark.parametrize('family', ['convnet-a', 'convnet-b', 'mlp'])
+def test_stacked_is_separate_training_in_float64(family):
+    "Widths differ, labels differ, images are shared, the last batch is smaller."
+    widths, (x, y) = (1.5, 2, 5), colour(300)
+    x, ys = x.double(), [y, y.roll(1), y.roll(2)]
+    nets = [build(family, w, size=16, seed=s).double() for s, w in enumerate(widths)]
+    apart = copy.deepcopy(nets)
+    together = Engine(nets, [x] * 3, ys, RECIPE, [0, 1, 2], stack=True)
+    assert together.x.shape[0] == 1 and together.params[0].shape[0] % 3 == 0
+    losses = [together.epoch(e) for e in (1, 2, 3)]
+    for i, net in enumerate(apart):
+        expected, momentum = by_torch(net, x, ys[i], RECIPE, i, (1, 2, 3))
+        torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-12)
+        for a, b in zip(nets[i].parameters(), net.parameters(), strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        for a, b in zip(together.momentum(i), momentum, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        net.load_state_dict(nets[i].state_dict()) # the same names and shapes
+
+
+def test_padding_stays_zero():
+    "After training, whatever is outside the windows is zero to the bit."
+    nets = [build('convnet-b', w, size=16, seed=1) for w in (1, 3)]
+    x, y = colour(256)
+    e = Engine(nets, [x, x], [y, y], RECIPE, [0, 1], stack=True)
+    e.net = Stack(nets, multiple=8)
+    e.params = list(e.net.parameters())
+    e.momenta = [torch.zeros_like(p) for p in e.params]
+    for epoch in (1, 2): e.epoch(epoch)
+    with torch.no_grad():
+        for tensors in (e.params, e.momenta):
+            assert all(t.abs().sum() > 0 for t in tensors)
+            for i in (0, 1): torch._foreach_zero_(e.net.windows(tensors, i))
+            assert all(t.count_nonzero() == 0 for t in tensors)
+
+
+@pytest.mark.parametrize('width', [.5, 2, 3, 6])
+def test_same_bits_in_any_company(width):
+    "Alone, in twos, threes and fives, at any place."
+    engines = [digit_engine(seeds, width) for seeds in ((0, 1, 2), (0,), (2, 0), (3, 4, 5, 6, 0))]
+    for e in (1, 2, 3): losses = [x.epoch(e) for x in engines]
+    for i, at in ((1, 0), (2, 1), (3, 4)):
+        assert torch.equal(bits(engines[i].models[at]), bits(engines[0].models[0]))
+        assert losses[i][at] == losses[0][0]
+    assert len(losses[1]) == 1
+
+
+@pytest.mark.parametrize('family', ['resnet18', 'vit', 'convnet-a'])
+def test_resumes_to_the_same_bits(family):
+    "From a state dict and momentum that were saved between epochs."
+    x, y = colour(150, 8)
+    make = lambda seed, **start: Engine([build(family, 6, size=8, seed=seed).to(memory_format=torch.channels_last)], [x], [y], RECIPE, [0], **start)
+    whole, first = make(0), make(0)
+    for e in (1, 2, 3): whole.epoch(e)
+    first.epoch(1)
+    second = make(1, start=[[t.contiguous() for t in first.momentum(0)]])
+    second.models[0].load_state_dict({k: v.contiguous() for k, v in first.models[0].state_dict().items()})
+    for e in (2, 3): second.epoch(e)
+    for k, v in whole.models[0].state_dict().items(): assert torch.equal(v, second.models[0].state_dict()[k]), k
+
+
+def test_recording_a_step_changes_nothing(monkeypatch):
+    "With a graph's warm-up played on the CPU: weights, momentum, sums and BatchNorm's statistics are put back."
+    def warm_up_only(step):
+        for _ in range(3): step()
+        return step
+    x, y = colour(300, 8)
+    make = lambda: Engine([build('resnet18', 2, size=8)], [x], [y], RECIPE, [0])
+    plain, taped = make(), make()
+    plain.epoch(1), taped.epoch(1)
+    monkeypatch.setattr(engine, 'capture', warm_up_only)
+    taped.full_step = taped.record()
+    assert plain.epoch(2) == taped.epoch(2)
+    for k, v in plain.net.state_dict().items(): assert torch.equal(v, taped.net.state_dict()[k]), k
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
+    def broken(step):
+        step()
+        raise RuntimeError('operation not permitted when stream is capturing')
+    monkeypatch.setattr(engine, 'capture', broken)
+    plain, other = digit_engine((0, 1), 2), digit_engine((0, 1), 2)
+    with pytest.warns(UserWarning, match='not permitted when stream is capturing.*without, slower'): other.full_step = other.record()
+    assert plain.epoch(1) == other.epoch(1)
+
+
+def on_gpu(precision, stack, epochs=5, family='convnet-a', widths=(4, 6)):
+    "Losses of a few epochs of 10 batches, the last of them smaller."
+    x, y = (t.cuda() for t in colour(1200, 32))
+    nets = [build(family, w, seed=s).cuda().to(memory_format=torch.channels_last) for s, w in enumerate(widths)]
+    n = len(nets)
+    e = Engine(nets, [x] * n, [y] * n, RECIPE, list(range(n)), stack=stack, precision=precision)
+    return e, [e.epoch(k) for k in range(1, epochs + 1)]
+
+
+@pytest.mark.cuda
+@cuda
+@pytest.mark.parametrize('precision', ['float32', 'tf32'])
+@pytest.mark.parametrize('stack,family,widths', [(True, 'convnet-a', (4, 6)), (True, 'convnet-b', (16,)), (False, 'resnet18', (4,))])
+def test_graph_and_plain_loop_agree(precision, stack, family, widths, recwarn):
+    "Over 50 steps, within 1e-3 of float32."
+    e, losses = on_gpu(precision, stack, family=family, widths=widths)
+    assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
+    x, y = (t.cuda() for t in colour(1200, 32))
+    for i, w in enumerate(widths):
+        net = build(family, w, seed=i).cuda().to(memory_format=torch.channels_last)
+        with engine.fast_cuda('float32'): expected, _ = by_torch(net, x, y, RECIPE, i, range(1, 6))
+        torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-3)
+        assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in e.models[i].state_dict().items()}
+
+
+@pytest.mark.cuda
+@cuda
+def test_bf16_is_near():
+    (_, full), (_, half) = (on_gpu(p, True) for p in ('float32', 'bf16'))
+    torch.testing.assert_close(half, full, rtol=0, atol=2e-2)
+
+
+@pytest.mark.cuda
+@cuda
+def test_padded_to_eight_and_switches_turned_back():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    e, _ = on_gpu('bf16', True)
+    assert [p.shape[0] for p in e.params[:8:2]] == [16, 32, 48, 96]
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
