@@ -10,7 +10,8 @@ import argparse
 import sys
 
 from . import figures
-from .study import STUDIES, Study, check, find_study, measure_run, run_folder
+from .mill import run_name
+from .study import STUDIES, check, find_study, measure_run, run_folder
 from .sweep import plan, progress, study_frame, sweep
 
 # %% ../nbs/12_cli.ipynb #cli-05
@@ -62,7 +63,7 @@ def _measure(a):
 def _figure(a):
     if a.figure != 'fig2': raise ValueError(f'no figure {a.figure!r}; there is fig2')
     frame = figures.fig2_frame(study_frame(a.study, a.width))
-    name = '-'.join(['fig2'] + [a.study] * (a.study != 'digits') + [f'width{a.width:g}'] * bool(a.width))
+    name = run_name('fig2', {k: v for k, v in dict(study=a.study, width=a.width).items() if v not in ('digits', 0)})
     for path in figures.save_figure(figures.fig2(frame, a.width), frame, name): print(path)
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from .augment import svd_paths
 from .data import Data, cifar10, cifar100, digits, to_pixels, with_noise
 from .files import atomic, home, load_frame, load_tensors, read_json, runs_dir, save_frame
 from .geodesic import sharpness_volumes
-from .measures import is_piecewise_linear, logit_jacobian, tangent_parts
+from .measures import logit_jacobian, tangent_parts
 from .models import build
 from .train import (PAPER_A, PAPER_A_RESNET, PAPER_B, Recipe, check_config, checkpoint_path, fit, grid_b, label_hash,
                                 log_epochs, provenance)
@@ -202,9 +202,8 @@ def measure_network(
     pixels, y, wrong = to_pixels(data.x[:points]), data.y[:points], data.corrupted[:points]
     x, subsets = data.normalise(pixels), dict(all=torch.ones(len(y), dtype=torch.bool), clean=~wrong, noisy=wrong)
     volumes = sharpness_volumes(model, pixels, y, data.normalise, partial(svd_paths, directions=directions))
-    at_points = {f'logit_{k}': v for k, v in logit_jacobian(model, x, y).items()}
-    if is_piecewise_linear(model, x[:4]):
-        at_points |= {f'tangent_{k}': v for k, v in tangent_parts(model, x, y, data.normalise).items() if k != 'finite'}
+    jacobian, parts = logit_jacobian(model, x, y), tangent_parts(model, x, y, data.normalise)
+    at_points = {f'logit_{k}': v for k, v in jacobian.items()} | {f'tangent_{k}': parts[k] for k in ('smooth', 'kink')}
     return tidy(volumes, subsets, split='train', path='svd') + tidy(at_points, subsets, split='train', path='none')
 
 def measure_run(
