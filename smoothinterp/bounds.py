@@ -246,7 +246,7 @@ def first_layer(model: nn.Module, x: Tensor) -> Call:
     return first
 
 @batched
-def _layerwise(model, x, y, layer):
+def _layerwise(model, x, y, *, layer):
     seen = []
     def watch(module, given, out): seen.append(given[0].detach()), out.register_hook(seen.append)
     hook = layer.register_forward_hook(watch)

@@ -7,6 +7,7 @@ __all__ = ['numbers', 'parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #cli-02
 import argparse
+import signal
 import sys
 
 from . import figures
@@ -20,8 +21,10 @@ def numbers(text: str) -> list: # '8-16,32' or '0.5,1.5'
     def part(item):
         first, _, last = item.partition('-')
         return range(int(first), int(last) + 1) if last else [float(first) if '.' in first else int(first)]
-    try: return [n for item in text.split(',') for n in part(item)]
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers like 8-16,32') from None
+    try: found = [n for item in text.split(',') for n in part(item)]
+    except ValueError: found = []
+    if not found: raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers like 8-16,32')
+    return found
 
 # %% ../nbs/12_cli.ipynb #cli-08
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +72,7 @@ def _figure(a):
 def main(argv: list[str] | None = None) -> None:
     "The console script: errors are one line, Ctrl-C says how to go on."
     a = parser().parse_args(argv)
+    if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try: globals()[f'_{a.command}'](a)
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
     except KeyboardInterrupt: sys.exit(f'\nstopped; the same command goes on: smoothinterp {" ".join(argv or sys.argv[1:])}')

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .measures import (batched, check_inputs, check_model, cotangent, default_batch, finite, frozen,
+from .measures import (batched, check_batch, check_inputs, check_model, cotangent, default_batch, finite, frozen,
                                    is_piecewise_linear, logits_of, norm, sample_loss, softmax_root, stream, to_model)
 
 # %% ../nbs/05_curvature.ipynb #curvatur-05
@@ -186,7 +186,7 @@ def with_whole(values: dict) -> dict: # layer → value
     return values | dict(whole=sum(values.values()))
 
 @batched
-def _gradient_norms(model, x, y, layers, others):
+def _gradient_norms(model, x, y, *, layers, others):
     logits, back = backwards(model, x, y, layers)
     v = cotangent(logits, y)
     scale = v.norm(dim=1, keepdim=True)
@@ -224,7 +224,7 @@ def curvature_columns(logits: Tensor) -> tuple[Tensor, Tensor]: # [C-1, N, C] of
     return (R / scale.clamp_min(1e-300)[:, None, None]).permute(2, 0, 1), scale
 
 @batched
-def _exact_trace(model, x, y, layers):
+def _exact_trace(model, x, y, *, layers):
     logits, back = backwards(model, x, y, layers, every=True)
     columns, scale = curvature_columns(logits)
     total = dict.fromkeys(layers, 0)
@@ -247,7 +247,7 @@ def _no_closed_form():
 
 # %% ../nbs/05_curvature.ipynb #curvatur-46
 @batched
-def _drawn_trace(model, x, y, signs, layers):
+def _drawn_trace(model, x, y, signs, *, layers):
     logits, back = backwards(model, x, y, layers)
     columns, scale = curvature_columns(logits)
     v = torch.einsum('nj,jnc->nc', signs[:, :len(columns)].to(columns), columns)
@@ -293,7 +293,7 @@ def hessian_product(
 ):
     "Within: the function v → H v of the mean loss's Hessian, for vectors [P] of all parameters in order."
     check_model(model), check_inputs(x, y)
-    batch = batch or default_batch(model, x)
+    batch = check_batch(batch) or default_batch(model, x)
     with differentiable(model) as named:
         parameters = list(named.values())
         batches = lambda f: stream(f, model, (x, y), batch, False, {})
@@ -320,7 +320,7 @@ def hutchinson_trace(
     if draws < 1: raise ValueError(f'draws must be at least 1, not {draws}')
     options = dict(draws=draws, rng=torch.Generator().manual_seed(seed))
     with differentiable(model) as named:
-        total = sum(stream(_probes, model, (x, y), batch or default_batch(model, x), progress, options)) / len(x)
+        total = sum(stream(_probes, model, (x, y), check_batch(batch) or default_batch(model, x), progress, options)) / len(x)
         return with_whole(by_layer(dict(zip(named, total.T.cpu()))))
 
 def _probes(model, x, y, draws, rng): # float64 [draws, parameters]

@@ -26,6 +26,8 @@ class Normalise:
     std: tuple[float, ...]  # one a channel
 
     def _constants(self, x):
+        if x.shape[-3] != len(self.mean):
+            raise ValueError(f'images of {x.shape[-3]} channels cannot be normalised by statistics of {len(self.mean)}')
         return (torch.tensor(c, dtype=x.dtype, device=x.device)[:, None, None] for c in (self.mean, self.std))
 
     def __call__(self, pixels: Tensor) -> Tensor: # [..., C, H, W] to the same shape
@@ -56,6 +58,8 @@ class Data:
     normalise: Normalise
 
     def __post_init__(self):
+        for images in (self.x, self.x_test):
+            if images.dtype != torch.uint8: raise ValueError(f'images are kept as bytes, torch.uint8, not {images.dtype}')
         check_images(self.x, self.y, self.classes)
         check_images(self.x_test, self.y_test, self.classes)
 

@@ -174,6 +174,7 @@ class Engine:
 
     def record(self) -> Callable[[], None]: # takes the step when called
         "The step of a full batch as a CUDA graph."
+        self.net.train()
         changed = [*self.params, *self.net.buffers(), *self.momenta, self.total]
         with fast_cuda(self.precision): return recorded(partial(self.step, self.rows), changed)
 

@@ -68,7 +68,7 @@ def read_json(path: Path):
 
 def damaged(path: Path, why) -> DamagedFile: # to raise
     "The error for a file that cannot be trusted: which, why, and what to do."
-    return DamagedFile(f'{path} is damaged ({why}). Delete it, or run again with force=True (--force), to make it anew.')
+    return DamagedFile(f'{path} is damaged ({why}). Delete it, or make it anew with force=True (smoothinterp sweep STUDY --widths W --force).')
 
 # %% ../nbs/00_files.ipynb #files-12
 def digest(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .augment import colour_draws, displace, svd_paths
 from .data import Normalise
-from .measures import batched, check_inputs, check_model, default_batch, device_of, finite, sharpness
+from .measures import batched, check_inputs, check_model, default_batch, device_of, finite, plain, sharpness
 
 # %% ../nbs/04_geodesic.ipynb #geodesic-05
 def segment_lengths(
@@ -70,7 +70,7 @@ def values_on_paths(
     check_inputs(pixels, y)
     size, parts, lengths = default_batch(model, pixels), [], []
     for i in tqdm(range(0, len(pixels), size), disable=not progress, desc='paths', unit='batch'):
-        part = finite(torch.as_tensor(pixels[i:i + size]).to(device_of(model)))
+        part = finite(plain(pixels[i:i + size]).to(device_of(model)))
         anchors = check_paths(path(part), part)
         x = normalise(anchors)
         lengths.append(segment_lengths(x).cpu())
@@ -91,7 +91,7 @@ def volumes(*args, **kw) -> dict: # measure to float64 [N, K+1], volumes 0..K
 
 # %% ../nbs/04_geodesic.ipynb #geodesic-18
 @batched
-def _four(model, x, y, draws, normalise, clamp):
+def _four(model, x, y, draws, *, normalise, clamp):
     return sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y)
 
 def sharpness_volumes(
@@ -106,7 +106,8 @@ def sharpness_volumes(
     progress: bool = False,
 ) -> dict:                      # float64 [N, K+1] for accuracy, cross_entropy, loss_jacobian, tangent_hessian
     "The four measures of paper A's Figure 2 over every volume, from one fused pass over distinct images."
-    D = distinct(path(pixels[:1])).shape[1]
+    check_inputs(pixels, y)
+    D = distinct(path(finite(plain(pixels[:1])))).shape[1]
     draws = colour_draws(len(pixels) * D, pixels.shape[1], copies, seed=seed).unflatten(0, (-1, D))
     batch = max(1, default_batch(model, pixels) // (copies + 1))
     four = partial(_four, normalise=normalise, clamp=clamp, batch=batch)

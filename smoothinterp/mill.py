@@ -118,7 +118,7 @@ def run(
     if not notebook.is_file(): raise click.UsageError(f"no notebook {notebook}{hint(notebook.name, os.listdir(root/'nbs'))}")
     has, wants = defaults(str(notebook)), given(ctx.params)
     refuse(notebook.stem, has, wants)
-    name = run_name(notebook.stem, {k: wants[k] for k in has if k in wants and repr(wants[k]) != repr(has[k])})
+    name = run_name(notebook.stem, {k: wants[k] for k in has if k in wants and wants[k] != has[k]})
     with whole(root/'figures'/f'{name}.ipynb') as output:
         click.echo(f'The executed notebook goes to {output}', err=True)
         ctx.params |= {'output_path': output, 'parameters_file': [], 'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}

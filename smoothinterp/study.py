@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FAST', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20', 'STUDIES', 'DATA', 'COLUMNS',
            'Study', 'reduced', 'nearest', 'find_study', 'check', 'study_data', 'run_folder', 'run_id', 'make_network',
-           'train_run', 'load_run', 'publish', 'tidy', 'measure_network', 'measure_run', 'results', 'threshold']
+           'train_run', 'load_run', 'publish', 'tidy', 'measure_network', 'measure_run', 'results_config', 'measured',
+           'results', 'threshold']
 
 # %% ../nbs/08_study.ipynb #study-02
 import difflib
@@ -136,8 +137,7 @@ def train_run(
 ) -> dict: # what run.json holds
     "Train one run of a study, or go on with it, or find it done."
     folder, data, config = run_folder(study, width, seed), study_data(study, seed), study.config(width)
-    if force: shutil.rmtree(folder, ignore_errors=True)
-    return fit(folder, make_network(config, asdict(study.recipe), data), data, study.recipe, seed, config, report)
+    return fit(folder, make_network(config, asdict(study.recipe), data), data, study.recipe, seed, config, report, force=force)
 
 # %% ../nbs/08_study.ipynb #study-18
 def load_run(
@@ -213,19 +213,29 @@ def measure_run(
     force: bool = False, # measure again although it was measured
 ) -> pd.DataFrame:       # tidy
     "Measure a trained run and keep the tidy frame in its folder; a run that was measured is not measured again."
-    path, config = run_folder(study, width, seed)/'results.parquet', dict(points=study.points, directions=study.directions)
-    if path.exists() and not force:
-        df, meta = load_frame(path)
-        check_config(path, meta['config'], config)
-        return df
-    model, data = load_run(study, width, seed)
-    run = read_json(path.parent/'run.json')
+    path = run_folder(study, width, seed)/'results.parquet'
+    if path.exists() and not force: return measured(study, width, seed)
+    if not (path.parent/'run.json').exists():
+        raise FileNotFoundError(f'{path.parent} is not trained. Train it: smoothinterp sweep {study.name} --widths {width:g} --seeds {seed}')
+    (model, data), run = load_run(study, width, seed), read_json(path.parent/'run.json')
     last = load_frame(path.parent/'history.parquet')[0].iloc[-1]
     rows = [dict(split=split, path='none', subset='all', volume=0, measure=m, mean=last[f'{split}_{m}'], rms=last[f'{split}_{m}'],
                  std=float('nan'), n=len(labels)) for split, labels in (('train', data.y), ('test', data.y_test)) for m in ('error', 'loss')]
     df = pd.DataFrame(rows + measure_network(model, data, study.points, study.directions))
     df = df.assign(study=study.name, width=float(width), seed=seed, epoch=run['epochs'])[COLUMNS]
-    save_frame(path, df, config=config, **provenance())
+    save_frame(path, df, config=results_config(study, width, seed), **provenance())
+    return df
+
+def results_config(study: Study, width: float, seed: int) -> dict:
+    "What identifies a run's results: the study's definition, as far as it concerns them."
+    return study.config(width) | dict(recipe=asdict(study.recipe), seed=seed, points=study.points, directions=study.directions)
+
+def measured(study: Study, width: float, seed: int) -> pd.DataFrame | None: # tidy
+    "What was measured of a run; None if nothing was. `ValueError` if it was another definition's, or is damaged."
+    path = run_folder(study, width, seed)/'results.parquet'
+    if not path.exists(): return None
+    df, meta = load_frame(path)
+    check_config(path, meta['config'], results_config(study, width, seed))
     return df
 
 COLUMNS = ['study', 'width', 'seed', 'epoch', 'split', 'subset', 'path', 'volume', 'measure', 'mean', 'rms', 'std', 'n']

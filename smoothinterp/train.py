@@ -160,9 +160,10 @@ def born(
 @cache
 def provenance() -> dict: # strings by name
     "Versions of what ran, and the commit where it ran from a checkout."
-    git = subprocess.run(['git', '-C', str(home()), 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    try: commit = subprocess.run(['git', '-C', str(home()), 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout.strip()
+    except OSError: commit = ''
     packages = {p: version(p) for p in ('torch', 'numpy')}
-    return dict(commit=git.stdout.strip() or None, python=platform.python_version(), **packages)
+    return dict(commit=commit or None, python=platform.python_version(), **packages)
 
 def label_hash(data: Data) -> str: # hexadecimal SHA-256
     "Fingerprint of the (noisy) training labels."
@@ -229,10 +230,12 @@ def fit(
     config: dict,                     # what else identifies the run, as JSON
     report: Callable[[int, float], None] = lambda epoch, loss: None, # called after every epoch
     save_every: float = 10.,          # seconds between saves of the state
+    force: bool = False,              # throw away what is there and train again
 ) -> dict:                            # what `run.json` holds
     "Train one network in its folder, resuming to the same bits; a finished run is left alone."
     config = config | dict(recipe=asdict(recipe), seed=seed, labels=label_hash(data))
     with only_one(folder):
+        for old in folder.glob('*' if force else '*.part'): old.name == 'lock' or old.unlink()
         if (folder/'run.json').exists():
             done = read_json(folder/'run.json')
             check_config(folder, done['config'], config)
