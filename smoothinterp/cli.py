@@ -75,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try: globals()[f'_{a.command}'](a)
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
-    except KeyboardInterrupt: sys.exit(f'\nstopped; the same command goes on: smoothinterp {" ".join(argv or sys.argv[1:])}')
+    except KeyboardInterrupt: sys.exit(f'\nstopped; to go on: smoothinterp {" ".join(w for w in argv or sys.argv[1:] if w != "--force")}')

@@ -133,7 +133,7 @@ def test_through_a_link(root, here, tmp_path_factory):
     (['-r', 'who', '007'], {'who': '007'}, 'figx-007'),
     (['-p', 'n', '1e-3'], {'n': 0.001}, 'figx-n0.001'),
     (['-p', 'n', '3'], {'n': 3}, 'figx'),
-    (['-p', 'n', '3.0'], {'n': 3.0}, 'figx-n3'),
+    (['-p', 'n', '3.0'], {'n': 3.0}, 'figx'),
     (['-p', 'n', 'True'], {'n': True}, 'figx-nTrue'),
     (['-p', 'who', '../nbs/figx'], {'who': '../nbs/figx'}, 'figx-.._nbs_figx'),
     (['-p', 'n', '7', '-y', 'n: 6', '-f', 'five.yaml'], {'n': 7}, 'figx-n7'),
