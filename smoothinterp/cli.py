@@ -11,7 +11,7 @@ import signal
 import sys
 
 from . import figures
-from .mill import run_name
+from .names import run_name
 from .study import STUDIES, check, find_study, measure_run, run_folder
 from .sweep import plan, progress, study_frame, sweep
 

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAST', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20', 'STUDIES', 'DATA', 'COLUMNS',
-           'Study', 'reduced', 'nearest', 'find_study', 'check', 'study_data', 'run_folder', 'run_id', 'make_network',
-           'train_run', 'load_run', 'publish', 'tidy', 'measure_network', 'measure_run', 'results_config', 'measured',
-           'results', 'threshold']
+           'Study', 'reduced', 'find_study', 'check', 'study_data', 'run_folder', 'run_id', 'make_network', 'train_run',
+           'load_run', 'publish', 'tidy', 'measure_network', 'measure_run', 'results_config', 'measured', 'results',
+           'threshold']
 
 # %% ../nbs/08_study.ipynb #study-02
-import difflib
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from .files import atomic, home, load_frame, load_tensors, read_json, runs_dir, 
 from .geodesic import sharpness_volumes
 from .measures import logit_jacobian, tangent_parts
 from .models import build
+from .names import nearest
 from .train import (PAPER_A, PAPER_A_RESNET, PAPER_B, Recipe, check_config, checkpoint_path, fit, grid_b, label_hash,
                                 log_epochs, provenance)
 
@@ -83,16 +83,11 @@ def reduced(study: Study) -> Study:
 
 STUDIES = {s.name: s for s in [*SMALL, *PAPER, *map(reduced, PAPER)]}
 
-def nearest(word: str, words: Iterable[str]) -> str: # '' or a question
-    "'Did you mean' for a word that is not among `words`."
-    close = difflib.get_close_matches(str(word), list(words), 1, cutoff=.5)
-    return f' Did you mean {close[0]!r}?' if close else ''
-
 def find_study(study: str | Study) -> Study:
     "A study by its name; a study as it is. `ValueError` names those that exist and the nearest."
     if isinstance(study, Study): return study
     if study not in STUDIES:
-        raise ValueError(f'no study {study!r}.{nearest(study, STUDIES)} There are {", ".join(STUDIES)}')
+        raise ValueError(f'no study {study!r}{nearest(study, STUDIES)} There are {", ".join(STUDIES)}')
     return STUDIES[study]
 
 def check(study: str | Study, width: float = 0) -> None:

@@ -53,7 +53,7 @@ def test_the_width_is_trained_measured_and_marked(checkout):
 @pytest.mark.parametrize('args, says', [
     (('-p', 'widht', '15'), "did you mean 'width'"), (('-p', 'width', '99999'), 'from 0.5 to 64'),
     (('-p', 'width', '-3'), 'from 0.5 to 64'), (('-p', 'width', 'abc'), 'from 0.5 to 64'),
-    (('-p', 'study', 'digit'), "Did you mean 'digits'")])
+    (('-p', 'study', 'digit'), "did you mean 'digits'")])
 def test_a_wrong_parameter_is_refused_before_anything_is_written(checkout, args, says):
     before = figures(checkout)
     done = papermill(checkout, *args)
