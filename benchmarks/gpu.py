@@ -8,11 +8,12 @@ from timing import table
 
 from smoothinterp.engine import Engine, fast_cuda, gpu_group
 from smoothinterp.models import build
+from smoothinterp.study import WIDTHS20
 from smoothinterp.train import Recipe, epoch_order, in_memory, train_epoch
 
 N, BATCH, REPEATS = 12_800, 128, 5
 WIDTHS = 4, 16, 64
-STUDY = 1, 2, 4, 6, 8, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64 # performance.md, 'Costs'
+
 RECIPE = Recipe(warmup_epochs=0)
 
 
@@ -63,7 +64,7 @@ def study_minutes(speeds: list[dict], name: str) -> float:
     w = torch.tensor(WIDTHS, dtype=torch.double)
     best = torch.tensor([1 / max(s.get(name, 0), s.get(f'{name}, grouped', 0)) for s in speeds], dtype=torch.double)
     a = torch.linalg.solve(w[:, None]**torch.arange(3), best)
-    return sum(float(a @ torch.tensor([1., v, v * v], dtype=torch.double)) for v in STUDY) * 536 * 50_000 / 60
+    return sum(float(a @ torch.tensor([1., v, v * v], dtype=torch.double)) for v in WIDTHS20) * 536 * 50_000 / 60
 
 
 if __name__ == '__main__':
