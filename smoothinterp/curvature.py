@@ -84,7 +84,7 @@ def squares(
     "The squared norm of a layer's parameter gradient, weight and bias, of each sample."
     if isinstance(layer, nn.modules.batchnorm._BatchNorm): return _scale_squares(layer, a)
     if _gram_is_cheaper(layer, a, passes): return _gram_squares(layer, patches(layer, a))
-    grouped = isinstance(layer, nn.Conv2d) and a.device.type == 'cpu' and layer.weight.numel() > 2000
+    grouped = isinstance(layer, nn.Conv2d) and a.device.type == 'cpu' and (passes == 1 or layer.weight.numel() > 2000)
     return _grouped_squares(layer, padded(layer, a)) if grouped else _formed_squares(layer, patches(layer, a))
 
 def _gram_is_cheaper(layer, a, passes):
