@@ -12,7 +12,7 @@ import sys
 
 from . import figures
 from .names import run_name
-from .study import STUDIES, check, find_study, measure_run, run_folder
+from .study import STUDIES, check, find_study, run_folder
 from .sweep import plan, progress, study_frame, sweep
 
 # %% ../nbs/12_cli.ipynb #cli-05
@@ -35,33 +35,36 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help)
         sub.add_argument('figure' if name == 'figure' else 'study', help=', '.join(['fig2'] if name == 'figure' else STUDIES))
         for flag, kw in options: sub.add_argument(flag, **kw)
+    workers = ('--workers', dict(type=int, help='processes; one a core or a GPU without (with Ray on GPUs: how many share one)'))
+    device = ('--device', dict(choices=('auto', 'cpu', 'cuda'), default='auto', help='a GPU where there is one without'))
+    engine = ('--engine', dict(choices=('local', 'ray'), default='local', help='this machine, or a Ray cluster'))
+    address = ('--address', dict(default='auto', help='of the Ray cluster; local starts one here'))
     widths = ('--widths', dict(type=numbers, help='such as 8-16,32; all of the study without'))
     seeds = ('--seeds', dict(type=numbers, help='such as 0-2; all of the study without'))
     force = ('--force', dict(action='store_true', help='do again what is done'))
-    command('sweep', 'train and measure the runs of a study', widths, seeds, force,
-            ('--workers', dict(type=int, help='processes; one a core without')),
+    command('sweep', 'train and measure the runs of a study', widths, seeds, force, workers, device, engine, address,
+            ('--resume', dict(action='store_true', help='go on with what was begun, which is what happens anyway')),
             ('--dry-run', dict(action='store_true', help='say what would be done, how long it takes and what it leaves on disk')))
     command('status', 'how far every run of a study is')
-    command('measure', 'measure trained runs again', widths, seeds)
+    command('measure', 'measure trained runs again', widths, seeds, workers, device, engine, address)
     command('figure', 'draw a figure', ('--study', dict(default='digits')), ('--width', dict(type=float, default=0)))
     return top
 
 def _sweep(a):
     study = find_study(a.study)
-    for w in a.widths or (): check(study, w)
-    unknown = sorted(set(a.seeds or ()) - set(study.seeds))
-    if unknown: raise ValueError(f'{study.name} has no seed {unknown[0]}; its seeds are {", ".join(map(str, study.seeds))}')
-    print(plan(study, a.widths or study.widths, a.seeds or study.seeds, a.workers, a.force))
+    for w in a.widths or study.widths:
+        for s in a.seeds or study.seeds: check(study, w, s)
+    if a.resume and a.force: raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
+    print(plan(study, a.widths or study.widths, a.seeds or study.seeds, a.workers, a.force, a.device))
     if a.dry_run: return
-    sweep(study, a.widths, a.seeds, a.workers, a.force)
+    sweep(a.study, a.widths, a.seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
 def _status(a): print(progress(a.study).to_string())
 
 def _measure(a):
-    study = find_study(a.study)
-    for w in a.widths or study.widths:
-        for s in a.seeds or study.seeds: print(f'w={w:g} seed {s}: {len(measure_run(study, w, s, force=True))} numbers')
+    sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
+    print(f'all runs are measured, in {run_folder(find_study(a.study), 0, 0).parent}')
 
 def _figure(a):
     if a.figure != 'fig2': raise ValueError(f'no figure {a.figure!r}; there is fig2')

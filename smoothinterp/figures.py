@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from .files import atomic, figures_dir, save_frame
 from .study import threshold
-from .train import provenance
+from .run import provenance
 
 # %% ../nbs/10_figures.ipynb #figures-05
 STYLE = sns.axes_style('ticks') | sns.plotting_context('paper') | {
