@@ -19,7 +19,7 @@ setup(
     packages=[cfg["lib_path"]],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "bench")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "ray", "bench")},
     entry_points={
         "console_scripts": ["smoothinterp = smoothinterp.cli:main"],
         "papermill.engine": ["smoothinterp = smoothinterp.mill:Engine"],

@@ -1,6 +1,7 @@
 "Training on a GPU: samples a second eagerly, as CUDA graphs in TF32 and bf16, and several networks at once; skipped without one."
 import sys
 import time
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -12,7 +13,7 @@ from smoothinterp.study import WIDTHS20
 from smoothinterp.train import Recipe, epoch_order, in_memory, train_epoch
 
 N, BATCH, REPEATS = 12_800, 128, 5
-WIDTHS = 4, 16, 64
+WIDTHS = 4, 8, 16, 64
 
 RECIPE = Recipe(warmup_epochs=0)
 
@@ -34,7 +35,7 @@ def eager(width, x, y):
 
 
 def graph(width, x, y, n, precision):
-    return Engine(networks(width, n), [x] * n, [y] * n, RECIPE, list(range(n)), stack=True, precision=precision).epoch
+    return Engine(networks(width, n), [x] * n, [y] * n, replace(RECIPE, precision=precision), list(range(n)), stack=True).epoch
 
 
 def timed(epochs):
@@ -63,7 +64,7 @@ def study_minutes(speeds: list[dict], name: str) -> float:
     "Minutes of 20 widths for 536 epochs of 50,000 images, by a parabola in the width through what was measured."
     w = torch.tensor(WIDTHS, dtype=torch.double)
     best = torch.tensor([1 / max(s.get(name, 0), s.get(f'{name}, grouped', 0)) for s in speeds], dtype=torch.double)
-    a = torch.linalg.solve(w[:, None]**torch.arange(3), best)
+    a = torch.linalg.lstsq(w[:, None]**torch.arange(3), best[:, None]).solution[:, 0]
     return sum(float(a @ torch.tensor([1., v, v * v], dtype=torch.double)) for v in WIDTHS20) * 536 * 50_000 / 60
 
 

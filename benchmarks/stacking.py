@@ -40,7 +40,7 @@ def bench(size, width):
     n = len(SEEDS) * len(together.order[0])
     return {'pixels': float(size), 'w': float(width), 'apart, samples/s': n / min(seconds['apart']),
             'stacked, samples/s': n / min(seconds['stacked']), 'ratio': ratios(seconds, 'apart', 'stacked'),
-            'stacked by rule': 'yes' if stacks(size, width) else 'no', 'loss differs, float64': differ}
+            'stacked by rule': 'yes' if stacks(apart[0].net, width, size, 'cpu') else 'no', 'loss differs, float64': differ}
 
 
 if __name__ == '__main__':

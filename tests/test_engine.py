@@ -1,5 +1,6 @@
 "Stacked training, resuming and, where there is a GPU, recorded steps: what takes more than one width, family or device to check."
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from smoothinterp import engine
 from smoothinterp.data import digits, with_noise
 from smoothinterp.engine import Engine, Stack
 from smoothinterp.models import build
-from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, train_epoch
+from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, optimiser, train_epoch
 
 RECIPE = Recipe(lr=.02, warmup_from=.004, init='he')
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -30,12 +31,11 @@ def digit_engine(seeds, width, **options):
 
 def by_torch(model, x, y, recipe, seed, epochs):
     "Losses and momentum of the plain loop."
-    sgd = torch.optim.SGD(model.parameters(), momentum=recipe.momentum)
-    losses = []
+    theirs, losses = optimiser(model, recipe), []
     for e in epochs:
-        sgd.param_groups[0]['lr'] = lr_at(recipe, e)
-        losses.append(train_epoch(model, sgd, x, y, epoch_order(len(x), seed, e).to(x.device), recipe.batch))
-    return losses, [sgd.state[p]['momentum_buffer'] for p in model.parameters()]
+        theirs.param_groups[0]['lr'] = lr_at(recipe, e)
+        losses.append(train_epoch(model, theirs, x, y, epoch_order(len(x), seed, e).to(x.device), recipe.batch, recipe.loss))
+    return losses, [theirs.state[p].get('momentum_buffer') for p in model.parameters()]
 
 
 @pytest.mark.parametrize('family', ['convnet-a', 'convnet-b', 'mlp'])
@@ -52,7 +52,7 @@ def test_stacked_is_separate_training_in_float64(family):
         expected, momentum = by_torch(net, x, ys[i], RECIPE, i, (1, 2, 3))
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-12)
         for a, b in zip(nets[i].parameters(), net.parameters(), strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-        for a, b in zip(together.momentum(i), momentum, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        for a, b in zip(together.slots_of(i)[0], momentum, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
         net.load_state_dict(nets[i].state_dict()) # the same names and shapes
 
 
@@ -63,10 +63,10 @@ def test_padding_stays_zero():
     e = Engine(nets, [x, x], [y, y], RECIPE, [0, 1], stack=True)
     e.net = Stack(nets, multiple=8)
     e.params = list(e.net.parameters())
-    e.momenta = [torch.zeros_like(p) for p in e.params]
+    e.slots = [[torch.zeros_like(p) for p in e.params]]
     for epoch in (1, 2): e.epoch(epoch)
     with torch.no_grad():
-        for tensors in (e.params, e.momenta):
+        for tensors in (e.params, e.slots[0]):
             assert all(t.abs().sum() > 0 for t in tensors)
             for i in (0, 1): torch._foreach_zero_(e.net.windows(tensors, i))
             assert all(t.count_nonzero() == 0 for t in tensors)
@@ -83,16 +83,17 @@ def test_same_bits_in_any_company(width):
     assert len(losses[1]) == 1
 
 
-@pytest.mark.parametrize('family,width', [('resnet18', 8), ('vit', 6), ('convnet-a', 6)])
-def test_resumes_to_the_same_bits(family, width):
-    "From a state dict and momentum that were saved between epochs."
+@pytest.mark.parametrize('optimiser', ['sgd', 'adam'])
+@pytest.mark.parametrize('family,width', [('resnet18', 8), ('resnet18-plain', 8), ('vit', 6), ('convnet-a', 6), ('mlp', 8)])
+def test_resumes_to_the_same_bits(family, width, optimiser):
+    "From a state dict and slots that were saved between epochs."
     x, y = colour(150, 8)
     net = lambda seed: build(family, width, size=8, seed=seed).to(memory_format=torch.channels_last)
-    make = lambda seed, **start: Engine([net(seed)], [x], [y], RECIPE, [0], **start)
+    make = lambda seed, **start: Engine([net(seed)], [x], [y], replace(RECIPE, optimiser=optimiser), [0], **start)
     whole, first = make(0), make(0)
     for e in (1, 2, 3): whole.epoch(e)
     first.epoch(1)
-    second = make(1, start=[[t.contiguous() for t in first.momentum(0)]])
+    second = make(1, start=[[[t.contiguous() for t in slot] for slot in first.slots_of(0)]])
     second.models[0].load_state_dict({k: v.contiguous() for k, v in first.models[0].state_dict().items()})
     for e in (2, 3): second.epoch(e)
     for k, v in whole.models[0].state_dict().items(): assert torch.equal(v, second.models[0].state_dict()[k]), k
@@ -124,12 +125,12 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
     assert plain.epoch(1) == other.epoch(1)
 
 
-def on_gpu(precision, stack, epochs=5, family='convnet-a', widths=(4, 6)):
+def on_gpu(precision, stack, epochs=5, family='convnet-a', widths=(4, 6), **changes):
     "Losses of a few epochs of 10 batches, the last of them smaller."
     x, y = (t.cuda() for t in colour(1200, 32))
     nets = [build(family, w, seed=s).cuda().to(memory_format=torch.channels_last) for s, w in enumerate(widths)]
     n = len(nets)
-    e = Engine(nets, [x] * n, [y] * n, RECIPE, list(range(n)), stack=stack, precision=precision)
+    e = Engine(nets, [x] * n, [y] * n, replace(RECIPE, precision=precision, **changes), list(range(n)), stack, x.new_zeros(3))
     return e, [e.epoch(k) for k in range(1, epochs + 1)]
 
 
@@ -148,6 +149,20 @@ def test_graph_and_plain_loop_agree(precision, stack, family, widths, recwarn):
         with engine.fast_cuda('float32'): expected, _ = by_torch(net, x, y, RECIPE, i, range(1, 6))
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-3)
         assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in e.models[i].state_dict().items()}
+
+
+@pytest.mark.cuda
+@cuda
+def test_adam_and_crops_are_recorded(recwarn):
+    adam = dict(optimiser='adam', lr=1e-3, warmup_epochs=0, loss='mse')
+    e, losses = on_gpu('float32', False, 5, 'resnet18', (4,), **adam)
+    assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
+    net = build('resnet18', 4, seed=0).cuda().to(memory_format=torch.channels_last)
+    x, y = (t.cuda() for t in colour(1200, 32))
+    with engine.fast_cuda('float32'): expected, _ = by_torch(net, x, y, replace(RECIPE, **adam), 0, range(1, 6))
+    torch.testing.assert_close([row[0] for row in losses], expected, rtol=0, atol=1e-3)
+    e, losses = on_gpu('tf32', True, 2, augment=True)
+    assert not [w for w in recwarn if 'captured' in str(w.message)] and all(v == v for row in losses for v in row)
 
 
 @pytest.mark.cuda

@@ -11,23 +11,20 @@ import pytest
 import torch
 
 from smoothinterp.files import DamagedFile, load_frame, load_tensors
-from smoothinterp.study import STUDIES, load_run, measure_run, results, run_folder, train_run
-from smoothinterp.train import checkpoint_path
+from smoothinterp.run import checkpoint_path
+from smoothinterp.study import STUDIES, load_run, measure_run, results, run_folder, train_runs
 
 STUDY = replace(STUDIES['smoke'], name='faults', recipe=replace(STUDIES['smoke'].recipe, epochs=12))
 TRAIN = '''
 import sys, torch
 torch.set_num_threads(1)
-import smoothinterp.train as train
 sys.path.insert(0, {tests!r})
+import smoothinterp.study as study
+from functools import partial
 from test_faults import STUDY
-from smoothinterp.study import study_data, make_network, run_folder
-from dataclasses import asdict
-data = study_data(STUDY, 0)
-config = STUDY.config(4)
 print('started', flush=True)
-train.fit(run_folder(STUDY, 4, 0), make_network(config, asdict(STUDY.recipe), data), data, STUDY.recipe, 0, config,
-          report=lambda epoch, loss: print('epoch', epoch, flush=True), save_every=0)
+study.fit = partial(study.fit, save_every=0)
+study.train_runs(STUDY, [(4, 0)], report=lambda run, epoch, loss: print('epoch', epoch, flush=True))
 '''.format(tests=os.path.dirname(__file__))
 
 
@@ -79,7 +76,7 @@ def test_a_full_disk_leaves_the_state_before_it(runs, untouched):
 
 @pytest.fixture
 def trained(runs):
-    train_run(STUDY, 1, 0), measure_run(STUDY, 1, 0)
+    train_runs(STUDY, [(1, 0)]), measure_run(STUDY, 1, 0)
     return run_folder(STUDY, 1, 0)
 
 
@@ -98,7 +95,7 @@ def test_damage_is_named_and_mended_only_when_asked(trained, hurt):
     with pytest.raises(DamagedFile, match='epoch-00012.safetensors is damaged'): load_run(STUDY, 1, 0)
     with pytest.raises(DamagedFile, match='results.parquet is damaged'): results(STUDY, [1])
     with pytest.raises(DamagedFile): measure_run(STUDY, 1, 0)
-    train_run(STUDY, 1, 0, force=True), measure_run(STUDY, 1, 0, force=True)
+    train_runs(STUDY, [(1, 0)], force=True), measure_run(STUDY, 1, 0, force=True)
     assert all(torch.equal(load_tensors(weights)[0][k], v) for k, v in good.items())
     assert {'accuracy', 'tangent_hessian', 'logit_operator'} < set(results(STUDY, [1])['measure'])
 
