@@ -30,13 +30,13 @@ def check_windows(size: int, strengths: list[int], directions: int) -> None:
 # %% ../nbs/02_augment.ipynb #augment-08
 def svd_factors(
     pixels: Tensor, # [N, C, S, S], square images
-) -> tuple[Tensor, Tensor]: # A V and V, both [N, C, S, S] of the images' type
-    "The factors A V and V of every channel A = U Σ Vᵀ, columns by growing singular value."
+) -> tuple[Tensor, Tensor]: # A V and V, transposed: both [S, N, C, S] of the images' type
+    "The factors A V and V of every channel A = U Σ Vᵀ, one row a singular value, growing."
     if pixels.ndim != 4 or pixels.shape[-1] != pixels.shape[-2]:
         raise ValueError(f'SVD paths need square images [N, C, S, S], not {list(pixels.shape)}')
     A = pixels.double()
-    V = torch.linalg.eigh(A.mT @ A).eigenvectors
-    return (A @ V).to(pixels.dtype), V.to(pixels.dtype)
+    V = torch.linalg.eigh(A.mT @ A).eigenvectors.mT
+    return tuple(f.movedim(2, 0).to(pixels.dtype, memory_format=torch.contiguous_format) for f in (V @ A.mT, V))
 
 # %% ../nbs/02_augment.ipynb #augment-10
 def svd_paths(
@@ -49,14 +49,13 @@ def svd_paths(
     N, C, S, _ = pixels.shape
     strengths = list(strengths or svd_strengths(S))
     check_windows(S, strengths, directions)
-    AV, V = (f.flatten(0, 1) for f in factors or svd_factors(pixels))
-    out = pixels.new_empty(directions, len(strengths) + 1, N * C, S, S)
-    out[:, 0] = pixels.reshape(N * C, S, S)
-    for p in range(directions):
-        for k, (lo, hi) in enumerate(zip([0, *strengths], strengths)):
-            new = slice(p + lo, p + hi)
-            torch.baddbmm(out[p, k], AV[..., new], V[..., new].mT, alpha=-1, out=out[p, k + 1])
-    return out.view(directions, len(strengths) + 1, N, C, S, S).movedim(2, 0)
+    AV, V = (f.flatten(1, 2) for f in factors or svd_factors(pixels))
+    out = pixels.new_empty(len(strengths) + 1, directions, N * C, S, S)
+    out[0] = pixels.reshape(N * C, S, S)
+    for before, after, lo, hi in zip(out.flatten(1, 2), out.flatten(1, 2)[1:], [0, *strengths], strengths):
+        left, right = (f.unfold(0, hi - lo, 1)[lo:lo + directions].flatten(0, 1) for f in (AV, V)) # [P N C, S, hi - lo]
+        torch.baddbmm(before, left, right.mT, alpha=-1, out=after)
+    return out.view(-1, directions, N, C, S, S).permute(2, 1, 0, 3, 4, 5)
 
 # %% ../nbs/02_augment.ipynb #augment-15
 def shift_paths(
