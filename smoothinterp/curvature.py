@@ -105,14 +105,15 @@ def _formed_squares(layer, A): # [N, g, T, K]
         return norm(D.mT @ A)**2 + (norm(D.sum(2))**2 if layer.bias is not None else 0)
     return square
 
-def _grouped_squares(layer, a): # padded; 32 samples at a time, as more groups can be much slower
+def _grouped_squares(layer, a): # padded; at most 32 samples (more groups are slower) and 2 MB of gradients (to stay in the cache) at a time
     shape, one = layer.weight.shape, lambda v: v.reshape(1, -1, *v.shape[2:])
-    inputs = [one(part) for part in a.split(32)]
+    size = max(1, min(32, 2**19 // layer.weight.numel()))
+    inputs = [one(part) for part in a.split(size)]
     def part(a, delta):
         N = len(delta)
         g = torch.nn.grad.conv2d_weight(a, (N * shape[0], *shape[1:]), one(delta), layer.stride, 0, layer.dilation, N * layer.groups)
         return norm(g.view(N, -1))**2 + (norm(delta.flatten(2).sum(2))**2 if layer.bias is not None else 0)
-    return lambda delta: torch.cat([part(*pair) for pair in zip(inputs, delta.split(32))])
+    return lambda delta: torch.cat([part(*pair) for pair in zip(inputs, delta.split(size))])
 
 def _scale_squares(layer, a):
     normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
