@@ -22,6 +22,13 @@ bench: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
+# make cifar   the CIFAR-10 studies of both papers, a stage after the other, on a GPU where there is one; stop and start it at any time
+STAGES ?= convnet-cifar10-reduced convnet-a-cifar10-reduced "convnet-cifar10-reduced --seeds 0-2" convnet-cifar10-long
+cifar: .venv/installed
+	for stage in $(STAGES); do set -- $$stage; \
+	  $(BIN)/smoothinterp sweep $$stage && $(BIN)/smoothinterp publish $$stage && $(BIN)/papermill nbs/fig2.ipynb -p study $$1 || exit 1; done
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute nbs/reproduction.ipynb && $(BIN)/nbdev_clean
+
 readme: .venv/installed
 	$(BIN)/python tests/readme.py
 
@@ -35,4 +42,4 @@ readme: .venv/installed
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: fig2 test slow bench readme clean
+.PHONY: fig2 test slow bench cifar readme clean

@@ -54,14 +54,14 @@ def top_singular_value(
     tol: float = 1e-4,  # certified relative error
     steps: int = 1000,  # at most, each one product with f and one with its transpose
 ) -> float:
-    "Operator norm of a linear map by Lanczos. `RuntimeError` if `steps` do not reach `tol`."
+    "Operator norm of a linear map by Lanczos. `ArithmeticError` if `steps` do not reach `tol`."
     back, start = adjoint(f, x), torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     with torch.no_grad():
         for k, (diagonal, off) in zip(range(steps), tridiagonal(lambda v: back(f(v)), start), strict=False):
             if k % 5 < 4 and off[-1] > tol * diagonal[0]: continue
             (value,), s = eigh_tridiagonal(diagonal, off[:-1], select='i', select_range=(k, k))
             if off[-1] * abs(s[-1, 0]) <= 2 * tol * value: return sqrt(max(value, 0))
-    raise RuntimeError(f'{steps} Lanczos steps do not reach a relative error of {tol}: raise tol or steps')
+    raise ArithmeticError(f'{steps} Lanczos steps do not reach a relative error of {tol}: raise tol or steps')
 
 def matrix_norm(weight: Tensor) -> float:
     "Operator norm of a weight tensor as the matrix [outputs, everything else], exact."

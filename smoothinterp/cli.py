@@ -12,6 +12,7 @@ import sys
 
 from . import figures
 from .names import run_name
+from .results import publish
 from .study import STUDIES, check, find_study, run_folder
 from .sweep import plan, progress, study_frame, sweep
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
             ('--dry-run', dict(action='store_true', help='say what would be done, how long it takes and what it leaves on disk')))
     command('status', 'how far every run of a study is')
     command('measure', 'measure trained runs again', widths, seeds, workers, device, engine, address)
+    command('publish', 'put results and final weights of a study that was carried out here into checkpoints/', widths, seeds)
     command('figure', 'draw a figure', ('--study', dict(default='digits')), ('--width', dict(type=float, default=0)))
     return top
 
@@ -65,6 +67,9 @@ def _status(a): print(progress(a.study).to_string())
 def _measure(a):
     sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
     print(f'all runs are measured, in {run_folder(find_study(a.study), 0, 0).parent}')
+
+def _publish(a):
+    for path in publish(a.study, a.widths, a.seeds): print(path)
 
 def _figure(a):
     if a.figure != 'fig2': raise ValueError(f'no figure {a.figure!r}; there is fig2')

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .files import atomic, figures_dir, save_frame
-from .study import threshold
+from .results import threshold
 from .run import provenance
 
 # %% ../nbs/10_figures.ipynb #figures-05
@@ -47,7 +47,7 @@ FIG2 = dict(accuracy='train accuracy', cross_entropy='cross-entropy', loss_jacob
 
 def fig2_frame(df: pd.DataFrame) -> pd.DataFrame: # tidy, the rows that Figure 2 draws
     "What Figure 2 needs of a study's results: its four measures over volumes, and the training error for the threshold."
-    return df[(df['measure'].isin(FIG2) & (df['subset'] == 'all')) | ((df['measure'] == 'error') & (df['split'] == 'train'))]
+    return df[(df['subset'] == 'all') & (df['measure'].isin(FIG2) & (df['path'] != 'none') | (df['measure'] == 'error') & (df['split'] == 'train'))]
 
 def fig2(
     df: pd.DataFrame, # tidy: results of one study

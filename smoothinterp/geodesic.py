@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .augment import colour_draws, displace, svd_paths
 from .data import Normalise
-from .measures import batched, check_inputs, check_model, default_batch, device_of, finite, plain, sharpness
+from .measures import batched, check_inputs, check_model, default_batch, device_of, finite, hessian_times, plain, sharpness
 
 # %% ../nbs/04_geodesic.ipynb #geodesic-05
 def segment_lengths(
@@ -91,8 +91,8 @@ def volumes(*args, **kw) -> dict: # measure to float64 [N, K+1], volumes 0..K
 
 # %% ../nbs/04_geodesic.ipynb #geodesic-18
 @batched
-def _four(model, x, y, draws, *, normalise, clamp):
-    return sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y)
+def _sharpness(model, x, y, draws, *, normalise, clamp, times):
+    return sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y, times=times)
 
 def sharpness_volumes(
     model: nn.Module,
@@ -103,12 +103,14 @@ def sharpness_volumes(
     copies: int = 4,            # M displaced copies for the tangent Hessian
     clamp: bool = False,        # clamp displaced pixels, as paper A's code does
     seed: int = 44,             # of the colour changes
+    parts: bool = False,        # the tangent Hessian's smooth and kink part too
     progress: bool = False,
-) -> dict:                      # float64 [N, K+1] for accuracy, cross_entropy, loss_jacobian, tangent_hessian
+) -> dict:                      # float64 [N, K+1] for accuracy, cross_entropy, loss_jacobian, tangent_hessian, and its parts
     "The four measures of paper A's Figure 2 over every volume, from one fused pass over distinct images."
     check_inputs(pixels, y)
     D = distinct(path(finite(plain(pixels[:1])))).shape[1]
     draws = colour_draws(len(pixels) * D, pixels.shape[1], copies, seed=seed).unflatten(0, (-1, D))
     batch = max(1, default_batch(model, pixels) // (copies + 1))
-    four = partial(_four, normalise=normalise, clamp=clamp, batch=batch)
-    return volumes(model, pixels, y, normalise, four, path, (draws,), progress)
+    times = hessian_times(model, normalise(pixels[:4])) if parts else None
+    measure = partial(_sharpness, normalise=normalise, clamp=clamp, times=times, batch=batch)
+    return volumes(model, pixels, y, normalise, measure, path, (draws,), progress)

@@ -8,12 +8,13 @@ __all__ = ['frozen', 'true_float32', 'device_of', 'check_model', 'check_independ
            'sample_loss', 'cotangent', 'loss_gradient', 'norm', 'loss_jacobian', 'logit_rows', 'gram', 'logit_jacobian',
            'largest_eigenvalue', 'reshaped_norm', 'rms', 'empirical_lipschitz', 'sharpness', 'tangent_hessian',
            'softmax_root', 'loss_curvature', 'is_piecewise_linear', 'smooth_times', 'input_hessian', 'to_model',
-           'loss_differences', 'linear_times', 'tangent_parts', 'on_kink']
+           'hessian_times', 'linear_times', 'tangent_parts', 'on_kink']
 
 # %% ../nbs/03_measures.ipynb #measures-02
 import copy
 import inspect
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import wraps
 
@@ -69,9 +70,10 @@ def check_model(model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_independent(model, x) -> None: # x: inputs of one or two samples
-    "`ValueError` if a sample's logits depend on who else is in its batch."
+    "`ValueError` if logits are no numbers, or a sample's depend on who else is in its batch."
     if len(x) < 2: return
     together, alone = logits_of(model, x)[:1], logits_of(model, x[:1])
+    if not alone.isfinite().all(): raise ValueError("the model's logits are NaN or infinite: its weights are too large, or it diverged")
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item()):
         raise ValueError("a sample's logits depend on the other samples of its batch (batch normalisation without running "
                          'statistics?), so it has no value of its own')
@@ -255,6 +257,7 @@ def sharpness(
     moved: Tensor,       # displaced inputs [N, M, C, H, W]
     y: Tensor,           # labels [N]
     delta: float = .1,   # divisor of the finite differences
+    times: Callable | None = None, # exact H u, see `hessian_times`: for `tangent_smooth` and `tangent_kink` too
 ) -> dict:               # each float64 [N]
     "Accuracy, cross-entropy, loss Jacobian and tangent Hessian of a batch from one pass over x and its M copies."
     N, M = moved.shape[:2]
@@ -262,10 +265,13 @@ def sharpness(
     logits, g, scale = loss_gradient(model, every, y.repeat_interleave(M + 1))
     unit = scale.view(N, M + 1, 1).amax(1, keepdim=True).clamp_min(1e-300)
     g = g.reshape(N, M + 1, -1) * (scale.view(N, M + 1, 1) / unit).to(g.dtype)
-    logits, unit = logits.view(N, M + 1, -1)[:, 0], unit.flatten()
-    return dict(accuracy=(logits.argmax(1) == y).double(), cross_entropy=sample_loss(logits, y),
-                loss_jacobian=unit * norm(g[:, 0]),
-                tangent_hessian=unit * norm(g[:, 1:] - g[:, :1]) / (delta * M**.5))
+    logits, unit, jumps = logits.view(N, M + 1, -1)[:, 0], unit.flatten(), g[:, 1:] - g[:, :1]
+    found = dict(accuracy=(logits.argmax(1) == y).double(), cross_entropy=sample_loss(logits, y),
+                 loss_jacobian=unit * norm(g[:, 0]), tangent_hessian=unit * norm(jumps) / (delta * M**.5))
+    if times is None: return found
+    smooth = times(model, x, y, (moved - x[:, None]).flatten(2) / delta)
+    kink = jumps.double() * (unit / delta).view(N, 1, 1) - smooth
+    return found | dict(tangent_smooth=norm(smooth) / M**.5, tangent_kink=norm(kink) / M**.5)
 
 @batched
 def _tangent(model, x, y, draws, *, normalise, clamp, delta, paper):
@@ -361,18 +367,12 @@ def to_model(model: nn.Module, x) -> Tensor:
 # %% ../nbs/03_measures.ipynb #measures-40
 @batched
 def _tangent_parts(model, x, y, draws, *, normalise, clamp, delta, times):
-    moved = normalise(displace(normalise.inverse(x), draws, clamp))
-    u = (moved - x[:, None]).flatten(2) / delta
-    fd = loss_differences(model, x, moved, y) / delta
-    smooth = times(model, x, y, u)
-    size = lambda v: v.norm(dim=2).square().mean(1).sqrt()
-    return dict(finite=size(fd), smooth=size(smooth), kink=size(fd - smooth))
+    v = sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y, delta, times)
+    return dict(finite=v['tangent_hessian'], smooth=v['tangent_smooth'], kink=v['tangent_kink'])
 
-def loss_differences(model, x, moved, y) -> Tensor: # float64 [N, M, D]
-    "Change of the loss gradient from x [N, ...] to its displaced copies [N, M, ...]."
-    _, g, scale = loss_gradient(model, torch.cat([x[:, None], moved], 1).flatten(0, 1), y.repeat_interleave(moved.shape[1] + 1))
-    g = (g.double() * scale).view(len(x), moved.shape[1] + 1, -1)
-    return g[:, 1:] - g[:, :1]
+def hessian_times(model: nn.Module, x: Tensor) -> Callable: # (model, x, y, u) to float64 [N, M, D]
+    "How to multiply by the exact input Hessian: `linear_times` for a piecewise-linear model, else `smooth_times`."
+    return linear_times if is_piecewise_linear(model, to_model(model, x[:4])) else smooth_times
 
 def linear_times(model, x, y, u: Tensor) -> Tensor: # float64 [N, M, D]
     "Exact H u of a piecewise-linear net's loss for vectors u [N, M, D]: Jᵀ S J u. C + 1 units for any M."
@@ -395,9 +395,9 @@ def tangent_parts(
 ) -> dict:                  # each float64 [N]
     "Tangent Hessian: `finite` (paper A, eq. 5), its exact `smooth` part, and the `kink` part that is left."
     check_inputs(x, y)
-    times = linear_times if is_piecewise_linear(model, to_model(model, x[:4])) else smooth_times
     draws, batch = colour_draws(len(x), x.shape[1], copies, seed=seed), max(1, default_batch(model, x) // (copies + 1))
-    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, times=times, **{'batch': batch} | kw)
+    options = dict(normalise=normalise, clamp=clamp, delta=delta, times=hessian_times(model, x))
+    return _tangent_parts(model, x, y, draws, **options, **{'batch': batch} | kw)
 
 # %% ../nbs/03_measures.ipynb #measures-43
 def on_kink(
@@ -417,6 +417,5 @@ def on_kink(
 
 @batched
 def _jumps(model, x, y, nudged):
-    jump = loss_differences(model, x, nudged[:, None], y)[:, 0]
-    _, g, scale = loss_gradient(model, x, y)
-    return norm(jump) / (scale.flatten() * norm(g)).clamp_min(1e-300)
+    (_, g, scale), (_, h, other) = loss_gradient(model, x, y), loss_gradient(model, nudged, y)
+    return norm(other * h - scale * g) / (scale.flatten() * norm(g)).clamp_min(1e-300)

@@ -7,7 +7,6 @@ __all__ = ['cost', 'is_done', 'todo', 'joins', 'tasks', 'carry_out', 'fetch', 's
            'duration', 'plan', 'progress']
 
 # %% ../nbs/09_sweep.ipynb #sweep-02
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .engine import Engine, gpu_group
-from .files import DamagedFile, load_frame, load_tensors, read_json
+from .files import DamagedFile, load_tensors, read_json
 from .models import parameter_count
 from .pool import default_workers, find_device, pool
-from .study import (Study, check, find_study, images, measure_run, measured, network, results, run_folder, source, stacked,
-                                study_data, train_runs)
+from .results import lacking, measure_run, measured, results
+from .study import Study, check, find_study, images, network, run_folder, source, stacked, study_data, train_runs
 from .train import in_memory
 
 # %% ../nbs/09_sweep.ipynb #sweep-05
@@ -66,7 +65,7 @@ def carry_out(study: str | Study, task: list[tuple], train: bool, force: bool, d
     done = train_runs(study, task, device, report, force) if train else []
     for i, (width, seed) in enumerate(task):
         say((width, seed, 'measuring', .9, 0))
-        measure_run(study, width, seed, force or not train)
+        measure_run(study, width, seed, force or not train, device)
         say((width, seed, _ending(done[i]) if train else 'measured', 1, 0))
 
 def _ending(done):
@@ -121,12 +120,13 @@ def sweep(
 def study_frame(
     study: str | Study,
     width: float = 0, # one more base width than the study's; 0 = no more
-) -> pd.DataFrame:    # tidy
+) -> pd.DataFrame:    # tidy; attrs['source']: 'runs', 'committed' or both
     "Results of a study, and of one more width, training and measuring what is missing if that takes minutes."
-    study = find_study(study)
+    named, study = study, find_study(study)
     check(study, width)
     widths = sorted({*study.widths, width} - {0})
-    if images(study) * study.recipe.epochs * len(todo(study, widths, study.seeds)) < 1e8: sweep(study, widths)
+    missing = lacking(study, widths)
+    if missing and images(study) * study.recipe.epochs * len(missing) * len(study.seeds) < 1e8: sweep(named, missing)
     return results(study, widths)
 
 # %% ../nbs/09_sweep.ipynb #sweep-23
@@ -165,18 +165,16 @@ def plan(study: Study, widths, seeds, workers: int | None = None, force: bool = 
 
 # %% ../nbs/09_sweep.ipynb #sweep-27
 def progress(study: str | Study) -> pd.DataFrame: # rows are widths, columns seeds
-    "State of every run of a study: '-', the epoch it was saved at, 'trained', or 'measured'."
+    "State of every run of a study: '-', the epoch it was saved at, 'trained', 'measured', or what is wrong with it."
     study = find_study(study)
-    return pd.DataFrame({f'seed {s}': {f'{w:g}': _state(run_folder(study, w, s)) for w in study.widths}
-                         for s in study.seeds}).rename_axis('width')
+    return pd.DataFrame({f'seed {s}': {f'{w:g}': _state(study, w, s) for w in study.widths} for s in study.seeds}).rename_axis('width')
 
-def _measured(folder):
-    try: load_frame(folder/'results.parquet')
+def _state(study, width, seed):
+    folder = run_folder(study, width, seed)
+    try:
+        if measured(study, width, seed) is not None: return 'measured'
     except DamagedFile: return 'results are damaged'
-    return 'measured'
-
-def _state(folder):
-    if (folder/'results.parquet').exists(): return _measured(folder)
+    except ValueError: return 'of another definition'
     if (folder/'run.json').exists(): return f'trained, {read_json(folder/"run.json")["status"]}'
     if (folder/'state.safetensors').exists(): return f'epoch {load_tensors(folder/"state.safetensors")[1]["epoch"]}'
     return '-'

@@ -69,7 +69,7 @@ def grid_b(epochs: int = 536) -> tuple[int, ...]:
 PAPER_B = Recipe()                                                            # paper B's README
 PAPER_B_OFFICIAL = Recipe(lr=.004, warmup_epochs=4)                           # what its code does
 PAPER_A = Recipe(epochs=4000)                                                 # section 4; rate from B's README
-PAPER_A_RESNET = Recipe(epochs=4000, lr=1e-4, warmup_epochs=0, optimiser='adam', augment=True)  # section 4.4
+PAPER_A_RESNET = Recipe(epochs=4000, lr=1e-4, warmup_epochs=0, optimiser='adam', augment=True, keep=tuple(log_epochs(4000)))  # section 4.4
 
 # %% ../nbs/07_train.ipynb #train-11
 def in_memory(images: Tensor) -> Tensor: # [N, C, H, W] to [N, C, H, W] with channels last in memory

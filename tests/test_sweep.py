@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from smoothinterp.files import load_tensors, read_json
+from smoothinterp.results import results
 from smoothinterp.run import checkpoint_path
-from smoothinterp.study import STUDIES, Study, results, run_folder, train_runs
+from smoothinterp.study import STUDIES, Study, run_folder, train_runs
 from smoothinterp.sweep import sweep
 from smoothinterp.train import Recipe
 

@@ -1,0 +1,35 @@
+"""What a training precision does to a study: test error and Lipschitz constant in TF32, bf16 and float32, width by width.
+
+    python benchmarks/precision.py [STUDY [WIDTH...]]     without: convnet-cifar10-reduced at 8, 14, 32
+"""
+import sys
+import time
+from dataclasses import replace
+
+from timing import table
+
+from smoothinterp.data import to_pixels
+from smoothinterp.measures import empirical_lipschitz
+from smoothinterp.pool import find_device
+from smoothinterp.study import find_study, load_run, run_folder, train_runs
+from smoothinterp.files import load_frame
+
+
+def trained(study, width, precision, device):
+    "One network of a study trained in a precision, under a name of its own: its errors, its Lipschitz constant, seconds."
+    study = replace(study, name=f'{study.name}-{precision}', recipe=replace(study.recipe, precision=precision, keep=()))
+    start = time.perf_counter()
+    train_runs(study, [(width, 0)], device)
+    seconds = time.perf_counter() - start
+    (model, data), last = load_run(study, width), load_frame(run_folder(study, width, 0)/'history.parquet')[0].iloc[-1]
+    x = data.normalise(to_pixels(data.x[:study.points]))
+    return {'w': float(width), 'precision': precision, 'train error': last.train_error, 'test error': last.test_error,
+            'Lipschitz': empirical_lipschitz(model.to(device), x, data.y[:study.points]), 'seconds': seconds}
+
+
+if __name__ == '__main__':
+    name, *widths = sys.argv[1:] or ['convnet-cifar10-reduced', '8', '14', '32']
+    device = find_device()
+    if device == 'cpu' and len(sys.argv) == 1: sys.exit('no GPU: skipped; name a small study to try it on a CPU')
+    table(f'{name} in three precisions, {device}',
+          [trained(find_study(name), float(w), p, device) for w in widths for p in ('float32', 'tf32', 'bf16')])
