@@ -9,10 +9,10 @@ from dataclasses import replace
 from timing import table
 
 from smoothinterp.data import to_pixels
+from smoothinterp.files import load_frame
 from smoothinterp.measures import empirical_lipschitz
 from smoothinterp.pool import find_device
 from smoothinterp.study import find_study, load_run, run_folder, train_runs
-from smoothinterp.files import load_frame
 
 
 def trained(study, width, precision, device):

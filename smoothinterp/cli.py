@@ -10,7 +10,6 @@ import argparse
 import signal
 import sys
 
-from . import figures
 from .names import run_name
 from .results import publish
 from .study import STUDIES, check, find_study, run_folder
@@ -73,6 +72,7 @@ def _publish(a):
 
 def _figure(a):
     if a.figure != 'fig2': raise ValueError(f'no figure {a.figure!r}; there is fig2')
+    from smoothinterp import figures # only here: what draws is large
     frame = figures.fig2_frame(study_frame(a.study, a.width))
     name = run_name('fig2', {k: v for k, v in dict(study=a.study, width=a.width).items() if v not in ('digits', 0)})
     for path in figures.save_figure(figures.fig2(frame, a.width), frame, name): print(path)

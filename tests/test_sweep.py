@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -60,17 +61,18 @@ def test_another_definition_under_the_same_name_is_refused(runs, change, said):
     with pytest.raises(ValueError, match=said): results(replace(SMOKE, **change), [1])
 
 
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
 def test_the_main_process_stays_small(runs, tmp_path):
     "Under 500 MB, although its workers hold the images."
     script = tmp_path/'main.py'
     script.write_text("""if __name__ == '__main__':
-    import resource
+    from pathlib import Path
     from smoothinterp.cli import main
     main(['sweep', 'smoke', '--device', 'cpu'])
-    print('MB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)""")
+    print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])""")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split('MB')[-1]) < 500
+    assert int(done.stdout.split()[-1]) < 500_000 # kB
 
 
 def kill_one_worker(folder, seen):
@@ -96,3 +98,29 @@ def test_ray_has_the_same_numbers_though_a_worker_is_killed(runs, tmp_path, monk
     monkeypatch.setenv('SMOOTHINTERP_RUNS', str(tmp_path/'here'))
     sweep(study, device='cpu', workers=1)
     pd.testing.assert_frame_equal(by_ray, results(study))
+
+
+def test_a_worker_that_dies_loses_nothing_that_is_done(runs):
+    study = replace(SMOKE, widths=(1, 8), recipe=replace(SMOKE.recipe, epochs=200))
+
+    def kill():
+        import psutil
+        while not (run_folder(study, 1, 0)/'run.json').exists(): time.sleep(.02)
+        for process in psutil.Process().children(recursive=True):
+            if 'spawn_main' in ' '.join(process.cmdline()): os.kill(process.pid, signal.SIGKILL)
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(RuntimeError, match='a worker died.*start again'): sweep(study, workers=2, device='cpu')
+    stamp = (run_folder(study, 1, 0)/'run.json').stat().st_mtime_ns
+    sweep(study, workers=2, device='cpu')
+    assert (run_folder(study, 1, 0)/'run.json').stat().st_mtime_ns == stamp
+    assert results(study).width.unique().tolist() == [1, 8]
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(runs):
+    command = [Path(sys.executable).parent/'smoothinterp', 'sweep', 'digits', '--widths', '16', '--seeds', '0,1', '--device', 'cpu']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(runs.rglob('epoch-00000.safetensors')): time.sleep(.02)
+    os.killpg(process.pid, signal.SIGINT) # as a terminal does, to the workers too
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and 'Traceback' not in said
+    assert said.strip().endswith('stopped; to go on: smoothinterp sweep digits --widths 16 --seeds 0,1 --device cpu')
