@@ -9,10 +9,12 @@ from timing import interleaved, keep, ratios, table
 from torch.utils.data import DataLoader, Dataset
 
 from smoothinterp.data import CIFAR10, to_pixels, torchvision_datasets
+from smoothinterp.engine import Engine
 from smoothinterp.models import build
-from smoothinterp.train import epoch_order, in_memory, train_epoch
+from smoothinterp.train import Recipe, epoch_order, in_memory
 
 N, BATCH, GOAL = 1024, 128, {4: 2.0, 8: 1.8, 16: 1.4, 32: 1.15}
+RECIPE = Recipe(warmup_epochs=0)
 
 
 class Images(Dataset):
@@ -38,7 +40,7 @@ def loader_epoch(model, optimiser, loader):
     return total / N
 
 
-def sgd(model): return torch.optim.SGD(model.parameters(), lr=.005, momentum=.9)
+def sgd(model): return torch.optim.SGD(model.parameters(), lr=RECIPE.lr, momentum=RECIPE.momentum)
 
 
 def check(make, images, labels):
@@ -47,7 +49,7 @@ def check(make, images, labels):
     ours, theirs = make().double(), make().double()
     x = CIFAR10(images.double() / 255)
     loader = DataLoader([(x[i], labels[i]) for i in order], BATCH)
-    a = train_epoch(ours, sgd(ours), in_memory(x), labels, order, BATCH)
+    a, = Engine([ours], [in_memory(x)], [labels], RECIPE, [0]).epoch(1)
     b = loader_epoch(theirs, sgd(theirs), loader)
     assert abs(a - b) < 1e-10, (a, b)
     return abs(a - b)
@@ -60,9 +62,9 @@ def bench(width):
     error = check(lambda: copy.deepcopy(net), images[:N], labels) if width <= 8 else float('nan')
     theirs, ours = copy.deepcopy(net), copy.deepcopy(net).to(memory_format=torch.channels_last)
     x, loader = in_memory(CIFAR10(to_pixels(images))), DataLoader(Images(images, labels), BATCH, shuffle=True)
-    optimisers = sgd(theirs), sgd(ours)
-    seconds = interleaved({'loader': lambda: loader_epoch(theirs, optimisers[0], loader),
-                           'ours': lambda: train_epoch(ours, optimisers[1], x, labels, epoch_order(N, 0, 1), BATCH),
+    optimiser, engine = sgd(theirs), Engine([ours], [x], [labels], RECIPE, [0])
+    seconds = interleaved({'loader': lambda: loader_epoch(theirs, optimiser, loader),
+                           'ours': lambda: engine.epoch(1),
                            'forward': lambda: [ours(part).sum().item() for part in x.split(BATCH)]}, 5)
     flop = 2 * (27_648 * width + 55_296 * width**2 + 80 * width)
     row = {'w': float(width), 'loader, samples/s': N / median(seconds['loader']), 'ours, samples/s': N / median(seconds['ours']),
