@@ -82,7 +82,7 @@ def reduced(study: Study) -> Study:
 
 CONVNET_B = reduced(PAPER[1])
 LONG = replace(CONVNET_B, name='convnet-cifar10-long', widths=(8, 15, 32, 64), recipe=replace(PAPER_A, keep=tuple(log_epochs(4000))))
-REHEARSAL = replace(CONVNET_B, name='convnet-cifar10-rehearsal', widths=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16), n=5000,
+REHEARSAL = replace(CONVNET_B, name='convnet-cifar10-rehearsal', widths=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16), n=5000,
                     recipe=replace(PAPER_B, epochs=200, batch=32, keep=grid_b(200)))
 STUDIES = {s.name: s for s in [*SMALL, *PAPER, *map(reduced, PAPER), LONG, REHEARSAL]}
 

@@ -50,6 +50,22 @@ def test_the_width_is_trained_measured_and_marked(checkout):
     assert stamps == {p: p.stat().st_mtime_ns for p in (checkout/'runs').rglob('results.parquet')}
 
 
+def test_committed_results_are_drawn_and_measured_again(checkout):
+    "Without runs of its own a checkout draws what is committed, says so, and checks it where it has the images."
+    env = os.environ | {'PYTHONPATH': str(checkout)}
+    env.pop('SMOOTHINTERP_RUNS', None)
+    publish = [sys.executable, '-c', 'from smoothinterp.cli import main; main(["publish", "smoke"])']
+    assert 'manifest.json' in subprocess.run(publish, cwd=checkout, env=env, capture_output=True, text=True, check=True).stdout
+    (checkout/'runs').rename(checkout/'elsewhere')
+    drawn = load_frame(checkout/'figures/fig2-smoke-width2.parquet')[0]
+    done = papermill(checkout, '-p', 'study', 'smoke', '-p', 'width', '2')
+    (checkout/'elsewhere').rename(checkout/'runs')
+    assert done.returncode == 0, done.stderr
+    said = (checkout/'figures/fig2-smoke-width2.ipynb').read_text()
+    assert 'results: committed' in said and 'w = 2 measured again from the committed weights' in said and 'tangent_hessian 0' in said
+    assert drawn.equals(load_frame(checkout/'figures/fig2-smoke-width2.parquet')[0])
+
+
 @pytest.mark.parametrize('args, says', [
     (('-p', 'widht', '15'), "did you mean 'width'"), (('-p', 'width', '99999'), 'from 0.5 to 64'),
     (('-p', 'width', '-3'), 'from 0.5 to 64'), (('-p', 'width', 'abc'), 'from 0.5 to 64'),
