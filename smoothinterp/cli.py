@@ -12,7 +12,7 @@ import sys
 
 from .names import run_name
 from .results import publish
-from .study import STUDIES, check, find_study, run_folder
+from .study import STUDIES, check_run, find_study, run_folder
 from .sweep import plan, progress, study_frame, sweep
 
 # %% ../nbs/12_cli.ipynb #cli-05
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def _sweep(a):
     study = find_study(a.study)
     for w in a.widths or study.widths:
-        for s in a.seeds or study.seeds: check(study, w, s)
+        for s in a.seeds or study.seeds: check_run(study, w, s)
     if a.resume and a.force: raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     print(plan(study, a.widths or study.widths, a.seeds or study.seeds, a.workers, a.force, a.device))
     if a.dry_run: return

@@ -117,7 +117,7 @@ def with_noise(
     seed: int,               # of the noise alone
     kind: str = 'symmetric', # a name in NOISES
 ) -> Data:
-    "The same data with noise on the training labels; test labels stay clean."
+    "The same data with noise on the training labels; test labels stay clean. `ValueError` for an unknown kind."
     if kind not in NOISES: raise ValueError(f'no noise {kind!r}; there are {", ".join(NOISES)}')
     return replace(data, y=NOISES[kind](data.true, rate, data.classes, seed))
 
@@ -139,7 +139,7 @@ def hold_out(
     n: int = 1000,   # images to hold out (the READMEs of both papers' code)
     seed: int = 42,  # of the split (its default there)
 ) -> tuple[Data, Tensor, Tensor]: # the rest; images uint8 [n, C, H, W] and true labels int64 [n]
-    "Take n training images away for validation, as `torch.utils.data.random_split` does."
+    "Take n training images away for validation, as `torch.utils.data.random_split` does. `ValueError` if none would be left."
     if not 0 < n < len(data.y): raise ValueError(f'of {len(data.y)} training images 1..{len(data.y) - 1} can be held out, not {n}')
     order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
     kept, held = order[:-n], order[-n:]
@@ -178,7 +178,7 @@ def _torchvision_data(kind, root):
                                 f"to a folder that holds torchvision's {dataset.base_folder}.") from None
 
 def shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
-    "Images averaged down to `size` x `size`."
+    "Images averaged down to `size` x `size`. `ValueError` unless that divides their size."
     if images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
     return torch.cat([F.avg_pool2d(part.float(), images.shape[-1] // size).round().to(torch.uint8)
                       for part in images.split(1000)])
@@ -215,7 +215,7 @@ def random_probe(
     normalise: Normalise,  # statistics of the data the network was trained on
     seed: int = 1234,      # paper B's
 ) -> Tensor:               # network input, float32 [n, C, H, W]
-    "Structureless images (paper B, 'beyond the data manifold'), without wrapping to bytes."
+    "Structureless images (paper B, 'beyond the data manifold'), without wrapping to bytes. `ValueError` for another kind."
     g = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(c)[:, None, None] for c in (normalise.mean, normalise.std))
     gauss, flat = torch.randn(n, *shape, generator=g), torch.rand(n, *shape, generator=g)

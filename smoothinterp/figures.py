@@ -42,12 +42,12 @@ def thinned(widths: list, ratio: float = 1.6) -> list: # part of `widths`
     return kept
 
 # %% ../nbs/10_figures.ipynb #figures-08
-FIG2 = dict(accuracy='train accuracy', cross_entropy='cross-entropy', loss_jacobian='Jacobian norm',
+FIG2 = dict(accuracy='accuracy', cross_entropy='cross-entropy', loss_jacobian='Jacobian norm',
             tangent_hessian='tangent Hessian norm')
 
 def fig2_frame(df: pd.DataFrame) -> pd.DataFrame: # tidy, the rows that Figure 2 draws
-    "What Figure 2 needs of a study's results: its four measures over volumes, and the training error for the threshold."
-    return df[(df['subset'] == 'all') & (df['measure'].isin(FIG2) & (df['path'] != 'none') | (df['measure'] == 'error') & (df['split'] == 'train'))]
+    "What Figure 2 needs of a study's results: its four measures over volumes, and the errors."
+    return df[(df['subset'] == 'all') & (df['measure'].isin(FIG2) & (df['path'] != 'none') | (df['measure'] == 'error'))]
 
 def fig2(
     df: pd.DataFrame, # tidy: results of one study
@@ -60,6 +60,8 @@ def fig2(
             _volumes(ax, df[(df['measure'] == measure) & (df['subset'] == 'all')], width)
             ax.set(ylabel=label, title=f'({"abcd"[list(FIG2).index(measure)]})')
             if (at := threshold(df)) is not None: ax.axvline(at, ls=':', c='k', lw=1, zorder=0)
+        test = 1 - df[(df['measure'] == 'error') & (df['split'] == 'test')].groupby('width')['mean'].mean()
+        axes[0].plot(test.index, test, ls='--', c='.5', lw=1.2, label='test images')
         fig.legend(*axes[0].get_legend_handles_labels(), title='augmentations\nper path', loc='outside right center')
     return fig
 
@@ -67,10 +69,10 @@ def _volumes(ax, df, width):
     volumes = sorted(df['volume'].unique())
     for volume, colour in zip(volumes, volume_palette(len(volumes))):
         by = df[df['volume'] == volume].groupby('width')['mean']
-        mean, std = by.mean(), by.std(ddof=0)
+        mean = by.mean()
         ax.plot(mean.index, mean, color=colour, marker='.', ms=4, lw=2 if volume == 0 else 1.2, zorder=3 - volume / 10,
                 label='0 (the point)' if volume == 0 else f'{volume}')
-        ax.fill_between(mean.index, mean - std, mean + std, color=colour, alpha=.15, lw=0)
+        ax.fill_between(mean.index, by.min(), by.max(), color=colour, alpha=.15, lw=0)
         if width in mean.index:
             ax.plot(width, mean[width], 'o', ms=7, mfc='none', mec='tab:red', mew=1.5, zorder=5)
     if width in df['width'].values: ax.axvline(width, c='tab:red', lw=.8, alpha=.5, zorder=0)

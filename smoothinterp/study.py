@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAST', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20', 'CONVNET_B', 'LONG',
-           'REHEARSAL', 'STUDIES', 'SOURCES', 'Study', 'reduced', 'find_study', 'check', 'Source', 'source',
-           'study_data', 'images', 'network', 'run_folder', 'run_id', 'train_runs', 'stacked', 'load_run',
+           'REHEARSAL', 'STUDIES', 'SOURCES', 'Study', 'reduced', 'find_study', 'check_run', 'check', 'Source',
+           'source', 'study_data', 'images', 'network', 'run_folder', 'run_id', 'train_runs', 'stacked', 'load_run',
            'trained_weights', 'committed_folder', 'manifest', 'committed', 'file_digest', 'fingerprint', 'drawn_again']
 
 # %% ../nbs/08_study.ipynb #study-02
@@ -100,15 +100,20 @@ def _study_of_file(path):
     if len(found) != 1: raise ValueError(f'{path} must define one Study, not {len(found)}')
     return found[0]
 
-def check(study: str | Study, width: float = 0, seed: int = 0) -> None:
-    "`ValueError` unless there is such a study, the width is 0 (all of them) or in its range, and so is the seed."
+def check_run(study: str | Study, width: float, seed: int = 0) -> None:
+    "`ValueError` unless there is such a study and the base width and the seed are in its range."
     study = find_study(study)
     low, high, last = min(study.widths), max(64, *study.widths), max(2, *study.seeds)
     number = isinstance(width, (int, float)) and not isinstance(width, bool) and isfinite(width)
-    if not number or not (width == 0 or low <= width <= high):
-        raise ValueError(f'width {width!r} is not possible: use 0 for all widths of {study.name!r} '
-                         f'({", ".join(f"{w:g}" for w in study.widths)}) or a base width from {low:g} to {high}')
+    if not number or not low <= width <= high:
+        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to {high}; those of {study.name!r} are '
+                         f'{", ".join(f"{w:g}" for w in study.widths)} (in a figure 0 stands for all of them)')
     if seed not in range(last + 1): raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}')
+
+def check(study: str | Study, width: float = 0) -> None: # width: 0 for all of the study's
+    "The same for the parameters of a figure."
+    find_study(study)
+    if width != 0 or isinstance(width, bool): check_run(study, width)
 
 # %% ../nbs/08_study.ipynb #study-13
 class Source(NamedTuple):

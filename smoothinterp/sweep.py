@@ -24,7 +24,7 @@ from .files import DamagedFile, load_tensors, read_json
 from .models import parameter_count
 from .pool import default_workers, find_device, pool
 from .results import lacking, measure_run, measured, results
-from .study import Study, check, find_study, images, network, run_folder, source, stacked, study_data, train_runs
+from .study import Study, check, check_run, find_study, images, network, run_folder, source, stacked, study_data, train_runs
 from .train import in_memory
 
 # %% ../nbs/09_sweep.ipynb #sweep-05
@@ -108,7 +108,7 @@ def sweep(
     named, study, device = study, find_study(study), find_device(device)
     widths, seeds = list(widths or study.widths), list(study.seeds if seeds is None else seeds)
     for width in widths:
-        for seed in seeds: check(study, width, seed)
+        for seed in seeds: check_run(study, width, seed)
     runs = todo(study, widths, seeds, force or not train)
     if not runs: return
     work = tasks(study, runs, device) if train else [[run] for run in runs]

@@ -145,7 +145,7 @@ def born(
     seed: int,
     x: Tensor,                        # inputs to try it on
 ) -> tuple[nn.Module, int]:           # the network; how many were dead before it
-    "The first network that is not dead among those of `seed`, `seed` + 1,000, ..."
+    "The first network that is not dead among those of `seed`, `seed` + 1,000, ... `ValueError` after 100 dead ones."
     for redrawn in range(100):
         model = make(seed + 1000 * redrawn)
         if not is_dead(model, x): return model, redrawn
