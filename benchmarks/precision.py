@@ -18,9 +18,9 @@ from smoothinterp.study import find_study, load_run, run_folder, train_runs
 def trained(study, width, precision, device):
     "One network of a study trained in a precision, under a name of its own: its errors, its Lipschitz constant, seconds."
     study = replace(study, name=f'{study.name}-{precision}', recipe=replace(study.recipe, precision=precision, keep=()))
-    start = time.perf_counter()
+    start, fresh = time.perf_counter(), not (run_folder(study, width, 0)/'run.json').exists()
     train_runs(study, [(width, 0)], device)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start if fresh else float('nan')
     (model, data), last = load_run(study, width), load_frame(run_folder(study, width, 0)/'history.parquet')[0].iloc[-1]
     x = data.normalise(to_pixels(data.x[:study.points]))
     return {'w': float(width), 'precision': precision, 'train error': last.train_error, 'test error': last.test_error,

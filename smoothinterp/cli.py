@@ -56,7 +56,7 @@ def _sweep(a):
     for w in a.widths or study.widths:
         for s in a.seeds or study.seeds: check_run(study, w, s)
     if a.resume and a.force: raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
-    print(plan(study, a.widths or study.widths, a.seeds or study.seeds, a.workers, a.force, a.device))
+    print(plan(a.study, a.widths or study.widths, a.seeds or study.seeds, a.workers, a.force, 'auto' if a.engine == 'ray' else a.device))
     if a.dry_run: return
     sweep(a.study, a.widths, a.seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .measures import float32_products
 from .train import LOSSES, Recipe, crop_draws, crops_and_flips, epoch_order, lr_at
 
 # %% ../nbs/07_engine.ipynb #engine-05
@@ -102,12 +103,11 @@ UPDATES = dict(sgd=(sgd_, 1), adam=(adam_, 2)) # and how many slots a parameter 
 @contextmanager
 def fast_cuda(precision: str):
     "TF32, unless the precision is 'float32', and the fastest convolution algorithms."
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32, conv.benchmark
-    matmul.allow_tf32 = conv.allow_tf32 = precision != 'float32'
-    conv.benchmark = True
-    try: yield
-    finally: matmul.allow_tf32, conv.allow_tf32, conv.benchmark = before
+    conv = torch.backends.cudnn
+    before, conv.benchmark = conv.benchmark, True
+    try:
+        with float32_products('ieee' if precision == 'float32' else 'tf32'): yield
+    finally: conv.benchmark = before
 
 def capture(step: Callable[[], None]) -> Callable[[], None]: # takes the step when called
     "A step recorded as a CUDA graph. It is taken three times before."
@@ -130,6 +130,7 @@ def recorded(step: Callable[[], None], changed: list[Tensor]) -> Callable[[], No
         warnings.warn(f'this step cannot be captured as a CUDA graph ({e}); going on without, slower')
         return step
     finally:
+        if torch.cuda.is_available(): torch.cuda.synchronize()
         for t, b in zip(changed, before): t.copy_(b)
 
 # %% ../nbs/07_engine.ipynb #engine-21

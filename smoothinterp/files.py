@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -90,7 +90,9 @@ def save_tensors(
     "Save tensors with their metadata and digest, atomically."
     meta = {k: json.dumps(v) for k, v in meta.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic(path) as part: save_file(tensors, part, metadata=meta | {'sha256': digest(tensors, meta)})
+    with atomic(path) as part:
+        try: save_file(tensors, part, metadata=meta | {'sha256': digest(tensors, meta)})
+        except SafetensorError as e: raise OSError(f'{path} cannot be written ({e})') from None
 
 def load_tensors(
     path: Path, # written by `save_tensors`

@@ -36,6 +36,7 @@ def _start(queue, devices):
     global _device, _say
     _device, _say = devices.get(), queue.put
     torch.set_num_threads(1)
+    if _device != 'cpu': torch.cuda.set_device(_device) # graphs are recorded on the current one
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 def _end_with_parent():
@@ -60,7 +61,8 @@ def processes(workers: int, device: str): # yields submit, queue
     for i in range(workers): devices.put(device if device == 'cpu' else f'cuda:{i % torch.cuda.device_count()}')
     pool = ProcessPoolExecutor(workers, ctx, _start, (queue, devices))
     try:
-        with deaf_to_interrupts(): pool.submit(int)
+        with deaf_to_interrupts():
+            for _ in range(workers): pool.submit(int)
         yield partial(pool.submit, _call), queue
     except BaseException as e:
         for process in list(pool._processes.values()): process.kill()
@@ -80,7 +82,7 @@ def ray_cluster(workers: int, device: str, address: str): # yields submit, queue
     except ImportError: raise ValueError("Ray is not installed: pip install 'smoothinterp[ray]'") from None
     settings = {k: v for k, v in os.environ.items() if k.startswith('SMOOTHINTERP_')} | dict(
         SMOOTHINTERP_RUNS=str(runs_dir().absolute()), OMP_NUM_THREADS='1')
-    try: ray.init(address, runtime_env=dict(env_vars=settings), include_dashboard=False if address == 'local' else None, log_to_driver=False)
+    try: ray.init(address, runtime_env=dict(env_vars=settings), include_dashboard=False if address == 'local' else None)
     except ConnectionError as e: raise ValueError(f'no Ray cluster at {address!r} ({e}); start one: ray start --head') from None
     try:
         queue = ray.util.queue.Queue()

@@ -28,7 +28,7 @@ from .data import Data, random_probe, to_pixels
 from .files import load_frame, load_tensors, save_frame, write_json
 from .geodesic import sharpness_volumes
 from .measures import accuracy, cross_entropy, logit_jacobian, loss_jacobian
-from .run import check_config, checkpoint_path, provenance
+from .run import check_config, checkpoint_path, only_one, provenance
 from .study import Study, committed, committed_folder, file_digest, find_study, fingerprint, load_run, run_folder, run_id
 
 # %% ../nbs/08_results.ipynb #results-05
@@ -237,6 +237,9 @@ def measure_run(
     folder = run_folder(study, width, seed)
     if not (folder/'run.json').exists():
         raise FileNotFoundError(f'{folder} is not trained. Train it: smoothinterp sweep {study.name} --widths {width:g} --seeds {seed}')
+    with only_one(folder): return _measure(study, width, seed, folder, device)
+
+def _measure(study, width, seed, folder, device):
     (model, data), kept = load_run(study, width, seed), checkpoints_of(folder)
     case = Case(model.to(device), load_tensors(kept[0])[0], data, study.points, study.directions)
     rows, left_out = measure_network(case)
@@ -324,12 +327,12 @@ def publish(
     if any(df.attrs['source'] != 'runs' for df in frames.values()):
         raise FileNotFoundError(f'{study.name}: not all of these runs are here, in {run_folder(study, 0, 0).parent}')
     runs = {run_id(*run): (run_folder(study, *run), run[1]) for run in runs}
-    shutil.rmtree(folder, ignore_errors=True)
     made = {name: load_frame(run/'results.parquet')[1] | dict(config=None) for name, (run, _) in runs.items()}
-    for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, config=definition(study), runs=made)
-    for name, (run, seed) in runs.items():
-        if seed in weights: shutil.copyfile(max(checkpoints_of(run).items())[1], folder/f'{name}.safetensors')
     initial = {name: fingerprint(load_tensors(checkpoint_path(run, 0))[0]) for name, (run, _) in runs.items()}
+    last = {name: max(checkpoints_of(run).items())[1] for name, (run, seed) in runs.items() if seed in weights}
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, config=definition(study), runs=made)
+    for name, path in last.items(): shutil.copyfile(path, folder/f'{name}.safetensors')
     files = sorted(folder.iterdir())
     write_json(folder/'manifest.json', dict(files={p.name: file_digest(p) for p in files}, initial=initial))
     return [*files, folder/'manifest.json']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['provenance', 'git', 'label_hash', 'Run', 'check_config', 'flat', 'checkpoint_path', 'Training', 'only_one',
-           'finished', 'fit']
+           'throw_away', 'finished', 'fit']
 
 # %% ../nbs/07_run.ipynb #run-02
 import fcntl
@@ -82,16 +82,22 @@ def checkpoint_path(folder: Path, epoch: int) -> Path:
 
 class Training:
     "A run under way: its network, where it stands, and what was recorded."
-    def __init__(self, run: Run, device: str):
+    def __init__(self, run: Run, device: str, shared: dict): # `shared`: inputs that other runs have on the device
         self.run, self.identity, self.device, self.status, self.epoch = run, run.identity(), device, 'training', 0
         x, recipe, data = in_memory(run.data.inputs(run.data.x)), run.recipe, run.data
         self.model, self.redrawn = (run.make(run.seed), 0) if recipe.init == 'fixup' else born(run.make, run.seed, x)
-        self.write_weights()
         self.model.to(device, memory_format=torch.channels_last)
-        self.x, self.y, self.y_test = x.to(device), data.y.to(device), data.y_test.to(device)
-        self.x_test = in_memory(data.inputs(data.x_test)).to(device)
+        self.y, self.y_test = data.y.to(device), data.y_test.to(device)
+        if id(data) not in shared: shared[id(data)] = x.to(device), in_memory(data.inputs(data.x_test)).to(device)
+        self.x, self.x_test = shared[id(data)]
         self.recorded, self.slots, self.history = {*log_epochs(recipe.epochs), *recipe.keep}, None, []
-        if not self.resume(): self.record(float('nan'))
+        if not self.resume(): self.begin()
+
+    def begin(self) -> None:
+        "Keep the initial weights, and nothing that another definition may have left."
+        for old in self.run.folder.glob('epoch-*.safetensors'): old.unlink()
+        self.write_weights()
+        self.record(float('nan'))
 
     def resume(self) -> bool: # whether there was something to go on from
         "Put the run back to where it was saved."
@@ -150,8 +156,15 @@ def only_one(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder/'lock', 'w') as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise RuntimeError(f'another process is working on {folder}') from None
+        except BlockingIOError: raise RuntimeError(f'another process is working on {folder}') from None
         yield
+
+def throw_away(folders: list[Path]) -> None:
+    "Empty runs' folders, results first, so that what is left of a run never counts as done. `RuntimeError`, and nothing is lost, if one is held."
+    with ExitStack() as held:
+        for folder in folders: held.enter_context(only_one(folder))
+        for folder in folders:
+            for old in sorted(folder.iterdir(), key=lambda p: (p.name != 'results.parquet', p.name != 'run.json')): old.name == 'lock' or old.unlink()
 
 def finished(run: Run) -> dict | None:
     "What `run.json` holds, None where the run is not finished; `ValueError` if it was another definition's."
@@ -169,11 +182,13 @@ def fit(
     force: bool = False,  # throw away what is there and train again
 ) -> list[dict]:          # what each `run.json` holds
     "Train networks in their folders, resuming to the same bits on a CPU; a finished run is left alone."
+    if force: throw_away([run.folder for run in runs])
     with ExitStack() as held:
         for run in runs:
             held.enter_context(only_one(run.folder))
-            for old in run.folder.glob('*' if force else '*.part'): old.name == 'lock' or old.unlink()
-        under_way = [Training(run, device) for run in runs if finished(run) is None]
+            for old in run.folder.glob('*.part'): old.unlink()
+        shared = {}
+        under_way = [Training(run, device, shared) for run in runs if finished(run) is None]
         for group in [under_way] if stack else [[t] for t in under_way]:
             while any(t.status == 'training' for t in group): _train_together(group, stack, report, save_every)
         return [finished(run) for run in runs]

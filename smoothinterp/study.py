@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAST', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20', 'CONVNET_B', 'LONG',
-           'REHEARSAL', 'STUDIES', 'SOURCES', 'Study', 'reduced', 'find_study', 'check_run', 'check', 'Source',
-           'source', 'study_data', 'images', 'network', 'run_folder', 'run_id', 'train_runs', 'stacked', 'load_run',
-           'trained_weights', 'committed_folder', 'manifest', 'committed', 'file_digest', 'fingerprint', 'drawn_again']
+           'REHEARSAL', 'STUDIES', 'SOURCES', 'BUILT_IN', 'Study', 'reduced', 'find_study', 'check_run', 'check',
+           'Source', 'source', 'study_data', 'images', 'identity', 'network', 'run_folder', 'run_id', 'train_runs',
+           'stacked', 'load_run', 'trained_weights', 'committed_folder', 'manifest', 'committed', 'file_digest',
+           'fingerprint', 'drawn_again']
 
 # %% ../nbs/08_study.ipynb #study-02
 import hashlib
@@ -106,9 +107,11 @@ def check_run(study: str | Study, width: float, seed: int = 0) -> None:
     low, high, last = min(study.widths), max(64, *study.widths), max(2, *study.seeds)
     number = isinstance(width, (int, float)) and not isinstance(width, bool) and isfinite(width)
     if not number or not low <= width <= high:
-        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to {high}; those of {study.name!r} are '
+        meant = f'; did you mean {min(max(width, low), high):g}?' if number else '.'
+        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to {high}{meant} Those of {study.name!r} are '
                          f'{", ".join(f"{w:g}" for w in study.widths)} (in a figure 0 stands for all of them)')
-    if seed not in range(last + 1): raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}')
+    if not isinstance(seed, int) or seed not in range(last + 1):
+        raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}; did you mean {last if seed > last else 0}?')
 
 def check(study: str | Study, width: float = 0) -> None: # width: 0 for all of the study's
     "The same for the parameters of a figure."
@@ -127,6 +130,8 @@ SOURCES = dict(digits=Source(lambda study, seed: digits(seed), 10, 1, 1000),
                cifar10=Source(lambda study, seed: cifar10(study.n, study.size), 10, 3),
                cifar100=Source(lambda study, seed: cifar100(study.n, study.size), 100, 3))
 
+BUILT_IN = frozenset(SOURCES) # their images never change
+
 def source(study: Study) -> Source:
     "The source of a study's images. `ValueError` names those that exist."
     if study.data not in SOURCES: raise ValueError(f'no data {study.data!r}{nearest(study.data, SOURCES)} There are {", ".join(SOURCES)}')
@@ -140,6 +145,11 @@ def study_data(study: Study, seed: int) -> Data:
 def images(study: Study) -> int:
     "Number of training images."
     return study.n or source(study).images
+
+def identity(study: Study, width: float, data: Data) -> dict: # JSON
+    "What identifies a run besides recipe, seed and labels: its study, and the images if they are not built in."
+    seen = {} if study.data in BUILT_IN else dict(images=hashlib.sha256(data.x.numpy().tobytes() + data.x_test.numpy().tobytes()).hexdigest())
+    return study.config(width) | seen
 
 def network(study: Study, width: float, seed: int = 0) -> nn.Module:
     "An untrained network of a study."
@@ -163,7 +173,8 @@ def train_runs(
 ) -> list[dict]:         # what each run.json holds
     "Train runs of a study, or go on with them, or find them done."
     of = {run_folder(study, w, s): (w, s) for w, s in runs}
-    made = [Run(folder, partial(network, study, w), study_data(study, s), study.recipe, s, study.config(w)) for folder, (w, s) in of.items()]
+    def run(folder, w, s, data): return Run(folder, partial(network, study, w), data, study.recipe, s, identity(study, w, data))
+    made = [run(folder, w, s, study_data(study, s)) for folder, (w, s) in of.items()]
     return fit(made, stacked(study, runs[0][0], device), device, lambda run, *told: report(of[run.folder], *told), force=force)
 
 @lru_cache(None)
@@ -182,7 +193,7 @@ def load_run(
     study = find_study(study)
     tensors, meta = trained_weights(study, width, seed, initial)
     data = study_data(study, seed)
-    check_config(Path(study.name), meta['config'], study.config(width) | dict(recipe=asdict(study.recipe), seed=seed, labels=label_hash(data)))
+    check_config(Path(study.name), meta['config'], identity(study, width, data) | dict(recipe=asdict(study.recipe), seed=seed, labels=label_hash(data)))
     model = network(study, width, seed)
     model.load_state_dict(tensors)
     return model.eval(), data

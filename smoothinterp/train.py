@@ -39,6 +39,8 @@ class Recipe:
         for name, allowed in (('optimiser', OPTIMISERS), ('loss', LOSSES), ('precision', PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {getattr(self, name)!r}')
+        for name in ('epochs', 'batch'):
+            if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
 
 OPTIMISERS, PRECISIONS = ('sgd', 'adam'), ('tf32', 'float32', 'bf16')
 LOSSES = dict(cross_entropy=lambda logits, y: F.cross_entropy(logits, y, reduction='none'),
@@ -148,5 +150,5 @@ def born(
     "The first network that is not dead among those of `seed`, `seed` + 1,000, ... `ValueError` after 100 dead ones."
     for redrawn in range(100):
         model = make(seed + 1000 * redrawn)
-        if not is_dead(model, x): return model, redrawn
+        if not is_dead(model.eval(), x): return model.train(), redrawn
     raise ValueError('100 networks in a row were born dead (constant outputs): are the inputs constant?')

@@ -175,7 +175,10 @@ def test_bf16_is_near():
 @pytest.mark.cuda
 @cuda
 def test_padded_to_eight_and_switches_turned_back():
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    def settings():
+        matmul = torch.backends.cuda.matmul
+        return torch.backends.cudnn.benchmark, getattr(matmul, 'fp32_precision', None) or matmul.allow_tf32
+    before = settings()
     e, _ = on_gpu('bf16', True)
     assert [p.shape[0] for p in e.params[:8:2]] == [16, 32, 48, 96]
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    assert settings() == before

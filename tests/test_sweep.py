@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from smoothinterp.files import load_tensors, read_json
-from smoothinterp.results import results
-from smoothinterp.run import checkpoint_path
+from smoothinterp.results import measure_run, results
+from smoothinterp.run import checkpoint_path, only_one
 from smoothinterp.study import STUDIES, Study, run_folder, train_runs
 from smoothinterp.sweep import sweep
 from smoothinterp.train import Recipe
@@ -123,4 +123,46 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(runs):
     os.killpg(process.pid, signal.SIGINT) # as a terminal does, to the workers too
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0 and 'Traceback' not in said
-    assert said.strip().endswith('stopped; to go on: smoothinterp sweep digits --widths 16 --seeds 0,1 --device cpu')
+    assert 'stopped; to go on: smoothinterp sweep digits --widths 16 --seeds 0,1 --device cpu\n' in said
+
+
+def cli(*words, **kw):
+    return subprocess.run([Path(sys.executable).parent/'smoothinterp', *words], capture_output=True, text=True, **kw)
+
+
+def test_a_study_file_with_its_own_data_from_the_command_line(runs, tmp_path):
+    (tmp_path/'mine.py').write_text('''
+from dataclasses import replace
+from smoothinterp.data import digits
+from smoothinterp.study import SOURCES, STUDIES, Source
+SOURCES['flipped'] = Source(lambda study, seed: replace(digits(seed), x=digits(seed).x.flip(2)), classes=10, colours=1, images=1000)
+mine = replace(STUDIES['smoke'], name='mine', data='flipped', widths=(1,), points=10, directions=1)
+''')
+    done = cli('sweep', 'mine.py', '--device', 'cpu', cwd=tmp_path)
+    assert done.returncode == 0 and '1 to do' in done.stdout, done.stderr
+    assert (runs/'mine/w001-s0/results.parquet').exists()
+
+
+def test_what_another_definition_left_is_not_mixed_in(runs):
+    def stop(run, epoch, loss):
+        if epoch == 3: raise Stopped
+    first = replace(SMOKE, recipe=replace(SMOKE.recipe, keep=(1, 2, 3)))
+    with pytest.raises(Stopped): train_runs(first, [(1, 0)], report=stop)
+    train_runs(replace(SMOKE, recipe=replace(SMOKE.recipe, lr=.01)), [(1, 0)])
+    assert sorted(p.name for p in (runs/'smoke/w001-s0').glob('epoch-*')) == ['epoch-00000.safetensors', 'epoch-00008.safetensors']
+
+
+def test_force_throws_nothing_away_while_another_works(runs):
+    train_runs(SMOKE, [(1, 0), (2, 0)])
+    with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'): train_runs(SMOKE, [(2, 0), (1, 0)], force=True)
+    assert all((run_folder(SMOKE, w, 0)/'run.json').exists() for w in (1, 2))
+    with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'): measure_run(SMOKE, 1, 0)
+
+
+@pytest.mark.parametrize('words,said', [(('--widths', '0'), 'from 1 to 64; did you mean 1?'), (('--seeds', '9'), 'from 0 to 2; did you mean 2?'),
+                                        (('--device', 'cuda'), '--device cpu'), (('--force', '--resume'), 'give one of them')])
+def test_mistakes_are_answered_in_one_line(runs, words, said):
+    if words[0] == '--device' and torch.cuda.is_available(): pytest.skip('there is a GPU')
+    done = cli('sweep', 'smoke', *words)
+    assert done.returncode != 0 and said in done.stderr and 'Traceback' not in done.stderr
+    assert not runs.exists()
