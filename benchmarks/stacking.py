@@ -1,6 +1,8 @@
 "Three seeds of one width stacked in one network, against one after the other, on one thread: what `engine.stacks` is taken from."
+import json
+
 import torch
-from timing import interleaved, ratios, table
+from timing import RESULTS, interleaved, ratios, table
 
 from smoothinterp.data import digits, with_noise
 from smoothinterp.engine import Engine, stacks
@@ -44,4 +46,6 @@ def bench(size, width):
 
 
 if __name__ == '__main__':
-    table('Three seeds, ConvNet A, batch 128, one thread', [bench(size, w) for size in WIDTHS for w in WIDTHS[size]])
+    rows = [bench(size, w) for size in WIDTHS for w in WIDTHS[size]]
+    table('Three seeds, ConvNet A, batch 128, one thread', rows)
+    RESULTS.with_name('stacking.json').write_text(json.dumps(rows, indent=0) + '\n')
