@@ -220,6 +220,7 @@ EFFECTS = {
     'pixels a side': 'gradients and norms are those of another input space',
     'epochs at most': 'networks next to the threshold fit last: fewer epochs move it to larger widths and flatten the peaks',
     'stops at a training loss of': 'beyond the threshold, loss gradients and curvatures fall only as far as the loss may',
+    'images a batch': 'smaller batches take more and noisier steps an epoch',
     'learning rate': 'a larger rate fits in fewer epochs, and ends where the loss is less curved',
     'optimiser': 'it may end in another solution',
     'augmentation': 'augmented images are harder to fit',
@@ -230,7 +231,7 @@ EFFECTS = {
 def setup(study: Study) -> dict: # aspect to what the study does
     "What `EFFECTS` speaks of, as the study has it."
     r = study.recipe
-    return dict(zip(EFFECTS, (study.family, study.n or 50_000, study.size, r.epochs, r.stop_loss or 'never', r.lr, r.optimiser, r.augment, r.init,
+    return dict(zip(EFFECTS, (study.family, study.n or 50_000, study.size, r.epochs, r.stop_loss or 'never', r.batch, r.lr, r.optimiser, r.augment, r.init,
                               f'{len(study.widths)} from {min(study.widths):g} to {max(study.widths):g}', len(study.seeds))))
 
 def setup_differences(study: Study) -> pd.DataFrame: # rows are aspects; ours, published, what that may change
