@@ -216,7 +216,7 @@ class Engine:
                 else: self.step(part)
         return (self.total / n).tolist()[:len(self.models)]
 
-# %% ../nbs/07_engine.ipynb #engine-35
+# %% ../nbs/07_engine.ipynb #engine-36
 def stacks(
     model: nn.Module,
     width: float, # base width
