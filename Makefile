@@ -22,6 +22,11 @@ bench: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
+# make gpu     on a machine with a GPU: its tests, its timings with the projected total of a study, and what bf16 costs
+gpu: .venv/installed
+	$(BIN)/python -m pytest -q tests -m cuda
+	cd benchmarks && ../$(BIN)/python gpu.py && ../$(BIN)/python precision.py
+
 # make cifar   the CIFAR-10 studies of both papers, a stage after the other, on a GPU where there is one; stop and start it at any time
 STAGES ?= convnet-cifar10-reduced convnet-a-cifar10-reduced "convnet-cifar10-reduced --seeds 0-2" convnet-cifar10-long
 cifar: .venv/installed
@@ -42,4 +47,4 @@ readme: .venv/installed
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: fig2 test slow bench cifar readme clean
+.PHONY: fig2 test slow bench gpu cifar readme clean

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .data import Data, cifar10, cifar100, digits, with_noise
+from .data import Data, cifar10, cifar100, digits, hold_out, with_human_noise, with_noise
 from .engine import stacks
 from .files import DamagedFile, home, load_tensors, read_json, runs_dir
 from .models import build
@@ -35,7 +35,7 @@ from .train import PAPER_A, PAPER_A_RESNET, PAPER_B, Recipe, grid_b, log_epochs
 class Study:
     "A named experiment: which networks are trained on what, how, and at how many points they are measured."
     name: str
-    data: str                       # 'digits', 'cifar10' or 'cifar100', see `SOURCES`
+    data: str                       # 'digits', 'cifar10', 'cifar100', ..., see `SOURCES`
     widths: tuple[float, ...]       # base widths w
     seeds: tuple[int, ...]          # of initial weights, batches and label noise (of the split too, for digits)
     recipe: Recipe
@@ -128,7 +128,10 @@ class Source(NamedTuple):
 
 SOURCES = dict(digits=Source(lambda study, seed: digits(seed), 10, 1, 1000),
                cifar10=Source(lambda study, seed: cifar10(study.n, study.size), 10, 3),
-               cifar100=Source(lambda study, seed: cifar100(study.n, study.size), 100, 3))
+               cifar100=Source(lambda study, seed: cifar100(study.n, study.size), 100, 3),
+               cifar10n=Source(lambda study, seed: with_human_noise(cifar10(study.n, study.size), 'worse'), 10, 3),
+               cifar100n=Source(lambda study, seed: with_human_noise(cifar100(study.n, study.size), 'noisy'), 100, 3))
+SOURCES['cifar10-49k'] = Source(lambda study, seed: hold_out(cifar10(study.n, study.size))[0], 10, 3, 49_000) # as the READMEs of both papers' code
 
 BUILT_IN = frozenset(SOURCES) # their images never change
 
@@ -139,8 +142,11 @@ def source(study: Study) -> Source:
 
 @lru_cache(2)
 def study_data(study: Study, seed: int) -> Data:
-    "The data of a run: split (digits) and label noise are drawn from its seed."
-    return with_noise(source(study).load(study, seed), study.noise, seed, study.kind)
+    "The data of a run: split (digits) and label noise are drawn from its seed. `ValueError` for noise upon noise."
+    data = source(study).load(study, seed)
+    if study.noise == 0: return data
+    if data.corrupted.any(): raise ValueError(f'the labels of {study.data!r} are noisy already: give the study noise=0')
+    return with_noise(data, study.noise, seed, study.kind)
 
 def images(study: Study) -> int:
     "Number of training images."

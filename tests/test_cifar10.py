@@ -1,9 +1,12 @@
 "The real CIFAR-10, where it is at hand: SMOOTHINTERP_DATA or the data folder."
+from dataclasses import replace
+
 import pytest
 import torch
 
 from smoothinterp.data import cifar10, with_noise
 from smoothinterp.files import data_dir
+from smoothinterp.study import STUDIES, images, study_data
 
 needs_cifar10 = pytest.mark.skipif(not (data_dir()/'cifar-10-batches-py').exists(),
                                    reason=f'CIFAR-10 is not in {data_dir()}; set SMOOTHINTERP_DATA')
@@ -46,3 +49,13 @@ def test_where_it_cannot_be_had_the_error_says_where_it_looked(tmp_path, monkeyp
     def offline(self): raise OSError('no network')
     monkeypatch.setattr(module.torchvision_datasets().CIFAR10, 'download', offline)
     with pytest.raises(FileNotFoundError, match=f'not in {tmp_path}.*SMOOTHINTERP_DATA.*cifar-10-batches-py'): cifar10(root=tmp_path)
+
+
+@needs_cifar10
+def test_studies_of_human_labels_and_of_49_000_images():
+    small = replace(STUDIES['cifar10-small'], data='cifar10-49k', n=None, size=32)
+    assert len(study_data(small, 0).y) == images(small) == 49_000 and study_data(small, 0).corrupted.sum() == 9800
+    if not (data_dir()/'cifar10n.npz').exists(): pytest.skip('the human labels are not there')
+    human = replace(STUDIES['cifar10-small'], data='cifar10n', noise=0.)
+    assert .35 < study_data(human, 0).noise_rate < .45
+    with pytest.raises(ValueError, match='noisy already'): study_data(replace(human, noise=.2), 0)
