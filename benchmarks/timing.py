@@ -36,7 +36,7 @@ def table(title: str, rows: list[dict]) -> None:
     for line in [columns, *cells]: print('  ' + '  '.join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
-def keep(measure: str, what: str, width: float, value: float, goal: str) -> None:
+def keep(measure: str, what: str, width: float | None, value: float, goal: str) -> None:
     "Keep one row of the table that the README shows: a number, and the goal '<= 2.5 units' or '>= 1.8 x' it has to meet."
     sign, bound, _ = goal.split(maxsplit=2)
     met = value <= float(bound) if sign == '<=' else value >= float(bound)

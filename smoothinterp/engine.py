@@ -223,7 +223,7 @@ def stacks(
     size: int,    # pixels a side
     device: str,  # 'cpu' or 'cuda'
 ) -> bool:
-    "Whether networks like this are trained stacked: on a GPU where possible, on a CPU where it is 1.2 times faster (`benchmarks/stacking.py`)."
+    "Whether networks like this are trained stacked: on a GPU where possible, on a CPU where it is about 1.2 times faster or more (`benchmarks/stacking.py`)."
     return can_stack(model) and (device != 'cpu' or width <= (6 if size <= 16 else 2))
 
 def gpu_group(width: float) -> int: # base width to a number of networks
