@@ -68,7 +68,7 @@ COUNTERPARTS = {'convnet-cifar10': 'convnet-cifar10', 'convnet-cifar100': 'convn
 
 def counterpart(study: Study) -> str | None: # the name of published curves
     "Which published curves a study is set beside, if any."
-    return COUNTERPARTS.get(study.name.removesuffix('-reduced').removesuffix('-rehearsal').removesuffix('-long'))
+    return COUNTERPARTS.get(study.name.removesuffix('-reduced').removesuffix('-5k').removesuffix('-long'))
 
 def reference(published: str) -> Study:
     "Paper B's study, as this project defines it, behind published curves."
