@@ -89,16 +89,17 @@ def colour_draws(
 LUMA = (.2989, .587, .114) # torchvision's weights of red, green and blue
 
 def grey(pixels: Tensor) -> Tensor: # [..., C, H, W] to [..., 1, H, W]
-    "Luma of colour images; grey images as they are."
+    "Luma of colour images, grey images as they are, the mean of any other number of channels."
     if pixels.shape[-3] == 1: return pixels
+    if pixels.shape[-3] != 3: return pixels.mean(-3, keepdim=True)
     return torch.einsum('c,...chw->...hw', torch.tensor(LUMA).to(pixels), pixels)[..., None, :, :]
 
 def colour_map(
     draws: Tensor, # [N, M, steps, 2] of `colour_draws`
-    unit: float,   # grey value of white: 1 for grey images, the sum of `LUMA` for colour
+    unit: float,   # grey value of white: the sum of `LUMA` for colour, else 1
 ) -> tuple:        # a, b, c, each [N, M]: the copy is a x + b grey(x) + c mean(grey(x))
     "A sequence of colour operations as one map of the image."
-    a, b, c = torch.ones_like(draws[..., 0, 0]), 0., 0.
+    a, b, c = (f(draws[..., 0, 0]) for f in (torch.ones_like, torch.zeros_like, torch.zeros_like))
     for op, f in (step.unbind(-1) for step in draws.unbind(2)):
         g, m = a + unit * b, unit * c
         a, b, c = f * a, f * b + (1 - f) * g * (op == 2), f * c + (1 - f) * (m * (op > 0) + g * (op == 1))
@@ -110,7 +111,7 @@ def displace(
     clamp: bool = False, # clamp to [0, 1] after each operation, as the papers' code does
 ) -> Tensor:             # [N, M, C, H, W]
     "Copies of images under small changes of brightness, contrast and saturation (paper A, section 3.2)."
-    x, unit = pixels[:, None], 1. if pixels.shape[1] == 1 else sum(LUMA)
+    x, unit = pixels[:, None], sum(LUMA) if pixels.shape[1] == 3 else 1.
     for part in draws.to(pixels).split(1, 2) if clamp else [draws.to(pixels)]:
         a, b, c = (v[..., None, None, None] for v in colour_map(part, unit))
         g = grey(x)

@@ -22,9 +22,10 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .curvature import Estimate, gradient_norms, hessian_trace, patches, positions
-from .measures import batched, check_inputs, check_model, cross_entropy, frozen, gram, logits_of, loss_gradient, norm, \
-    to_model, largest_eigenvalue
+from .batches import batched, frozen, logits_of, to_model, validate_inputs, validated_model
+from .curvature import Estimate, hessian_trace
+from .gradients import gradient_norms, patches, positions
+from .measures import cross_entropy, gram, largest_eigenvalue, loss_gradient, norm
 
 # %% ../nbs/06_bounds.ipynb #bounds-05
 def adjoint(
@@ -107,7 +108,8 @@ def forward_calls(
     x: Tensor, # inputs [N, C, H, W]; the first is used
 ) -> Call:     # the model's own call
     "The calls of a forward pass, nested as the modules are."
-    check_model(model), check_inputs(x)
+    model = validated_model(model)
+    validate_inputs(x)
     for name, p in model.named_parameters():
         if not p.isfinite().all(): raise ValueError(f'{name} holds NaN or infinite weights')
     names, open_calls = {m: name for name, m in model.named_modules()}, [Call(model, '', x, ())]
@@ -341,5 +343,5 @@ def check_theorem2(
     first, v = first_layer(model, x), layerwise(model, x, y, **kw)
     mean = lambda norms: norms.square().mean().item()
     return Theorem2(first.name, first.out.ndim > 2, v['x'].min().item(), first.norm, mean(v['grad_x']), mean(v['grad_theta1']),
-                    mean(gradient_norms(model, x, y, **kw)['whole']), cross_entropy(model, x, y, **kw).max().item(),
-                    hessian_trace(model, x, y, **kw)['whole'], v['patch'].min().item(), mean(v['unshared']))
+                    mean(gradient_norms(model, x, y, **kw)['total']), cross_entropy(model, x, y, **kw).max().item(),
+                    hessian_trace(model, x, y, **kw)['total'], v['patch'].min().item(), mean(v['unshared']))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .measures import float32_products
+from .batches import float32_products, safe_convolutions
 from .train import LOSSES, Recipe, crop_draws, crops_and_flips, epoch_order, lr_at
 
 # %% ../nbs/07_engine.ipynb #engine-05
@@ -210,7 +210,7 @@ class Engine:
         self.total.zero_(); self.lr.fill_(lr_at(self.recipe, epoch)); self.t.fill_((epoch - 1) * -(-n // batch))
         self.order.copy_(torch.stack([epoch_order(n, seed, epoch) for seed in self.order_seeds]))
         if self.recipe.augment: self.draws.copy_(torch.stack([crop_draws(n, seed, epoch) for seed in self.order_seeds]))
-        with fast_cuda(self.recipe.precision):
+        with fast_cuda(self.recipe.precision), safe_convolutions(self.net):
             for part in self.order.split(batch, 1):
                 if part.shape == self.rows.shape: self.rows.copy_(part); self.full_step()
                 else: self.step(part)

@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 
 from .augment import colour_draws, displace, svd_paths
 from .data import Normalise
-from .measures import batched, check_inputs, check_model, default_batch, device_of, finite, hessian_times, plain, sharpness
+from .affine import confirm_input_derivatives
+from .batches import batched, default_batch, device_of, finite, frozen, plain, to_model, validate_inputs, validated_model
+from .measures import input_hvp, sharpness
 
 # %% ../nbs/04_geodesic.ipynb #geodesic-05
 def segment_lengths(
@@ -66,8 +68,8 @@ def values_on_paths(
     progress: bool = False,
 ) -> tuple[dict, Tensor]:         # measure to float64 [N, P, K+1]; segment lengths [N, P, K]
     "Raw values of a measure at every anchor, from one pass over the distinct images, and the segments' lengths."
-    check_model(model)
-    check_inputs(pixels, y)
+    model = validated_model(model)
+    validate_inputs(pixels, y)
     size, parts, lengths = default_batch(model, pixels), [], []
     for i in tqdm(range(0, len(pixels), size), disable=not progress, desc='paths', unit='batch'):
         part = finite(plain(pixels[i:i + size]).to(device_of(model)))
@@ -91,8 +93,8 @@ def volumes(*args, **kw) -> dict: # measure to float64 [N, K+1], volumes 0..K
 
 # %% ../nbs/04_geodesic.ipynb #geodesic-18
 @batched
-def _sharpness(model, x, y, draws, *, normalise, clamp, times):
-    return sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y, times=times)
+def _sharpness(model, x, y, draws, *, normalise, clamp, hvp):
+    return sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y, hvp=hvp)
 
 def sharpness_volumes(
     model: nn.Module,
@@ -107,10 +109,12 @@ def sharpness_volumes(
     progress: bool = False,
 ) -> dict:                      # float64 [N, K+1] for accuracy, cross_entropy, loss_jacobian, tangent_hessian, and its parts
     "The four measures of paper A's Figure 2 over every volume, from one fused pass over distinct images."
-    check_inputs(pixels, y)
+    model = validated_model(model)
+    validate_inputs(pixels, y)
     D = distinct(path(finite(plain(pixels[:1])))).shape[1]
     draws = colour_draws(len(pixels) * D, pixels.shape[1], copies, seed=seed).unflatten(0, (-1, D))
     batch = max(1, default_batch(model, pixels) // (copies + 1))
-    times = hessian_times(model, normalise(pixels[:4])) if parts else None
-    measure = partial(_sharpness, normalise=normalise, clamp=clamp, times=times, batch=batch)
+    if parts:
+        with frozen(model): confirm_input_derivatives(model, to_model(model, normalise(finite(plain(pixels[:1])))))
+    measure = partial(_sharpness, normalise=normalise, clamp=clamp, hvp=input_hvp if parts else None, batch=batch)
     return volumes(model, pixels, y, normalise, measure, path, (draws,), progress)

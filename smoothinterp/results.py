@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from .augment import svd_paths
 from .bounds import distance_from_init, first_layer, layer_norms, layerwise, upper_bounds
-from .curvature import closed_form_layers, exact_trace, gradient_norms, hutchinson_trace, smallest_eigenvalue, top_eigenvalues
+from .curvature import closed_form_layers, exact_trace, hutchinson_trace, smallest_eigenvalue, top_eigenvalues
 from .data import Data, random_probe, to_pixels
+from .gradients import gradient_norms
 from .files import load_frame, load_tensors, save_frame, write_json
 from .geodesic import sharpness_volumes
 from .measures import accuracy, cross_entropy, logit_jacobian, loss_jacobian
@@ -56,8 +57,8 @@ def number(measure: str, value: float, n: int, error: float = float('nan')) -> d
     return dict(split='train', path='none', subset='all', volume=0, measure=measure, mean=value, rms=abs(value), std=error, n=n)
 
 def named(measure: str, layers: dict) -> dict: # layer to values
-    "The values of the `whole` network under the measure's name, those of a layer as `measure:layer`."
-    return {measure if layer == 'whole' else f'{measure}:{layer}': v for layer, v in layers.items()}
+    "The values of the `total` network under the measure's name, those of a layer as `measure:layer`."
+    return {measure if layer == 'total' else f'{measure}:{layer}': v for layer, v in layers.items()}
 
 # %% ../nbs/08_results.ipynb #results-11
 def class_subsets(data: Data, true: Tensor) -> dict[str, Tensor]: # true: labels without noise [N]; name to mask [N]
@@ -116,7 +117,7 @@ def sharpness_around(case: Case) -> list[dict]:
 
 def slopes(case: Case) -> list[dict]:
     "Norms of the logit Jacobian at the points (paper B, eq. 1)."
-    exact, theirs = (logit_jacobian(case.model, case.x, case.y, official=o) for o in (False, True))
+    exact, theirs = (logit_jacobian(case.model, case.x, case.y, reshaped=o) for o in (False, True))
     return case.rows({f'logit_{k}': v for k, v in (exact | dict(official=theirs['operator'])).items()})
 
 # %% ../nbs/08_results.ipynb #results-17

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .measures import true_float32
+from .batches import safe_convolutions, true_float32
 
 # %% ../nbs/07_train.ipynb #train-05
 @dataclass(frozen=True)
@@ -95,12 +95,13 @@ def train_epoch(
     "One pass over the data in the given order: the plain loop."
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for rows in order.split(batch):
-        objective = LOSSES[loss](model(view(x, rows)), y[rows]).mean()
-        optimiser.zero_grad()
-        objective.backward()
-        optimiser.step()
-        total += objective.detach() * len(rows)
+    with safe_convolutions(model):
+        for rows in order.split(batch):
+            objective = LOSSES[loss](model(view(x, rows)), y[rows]).mean()
+            optimiser.zero_grad()
+            objective.backward()
+            optimiser.step()
+            total += objective.detach() * len(rows)
     return total.item() / len(order)
 
 @torch.no_grad()
