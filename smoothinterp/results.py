@@ -25,11 +25,11 @@ from .augment import svd_paths
 from .bounds import distance_from_init, first_layer, layer_norms, layerwise, upper_bounds
 from .curvature import closed_form_layers, exact_trace, gradient_norms, hutchinson_trace, smallest_eigenvalue, top_eigenvalues
 from .data import Data, random_probe, to_pixels
-from .files import load_frame, load_tensors, save_frame, write_json
+from .files import atomic_folder, load_frame, load_tensors, save_frame, write_json
 from .geodesic import sharpness_volumes
 from .measures import accuracy, cross_entropy, logit_jacobian, loss_jacobian
 from .run import check_config, checkpoint_path, only_one, provenance
-from .study import Study, committed, committed_folder, file_digest, find_study, fingerprint, load_run, run_folder, run_id
+from .study import Study, committed, committed_folder, file_digest, find_study, fingerprint, load_run, manifest, run_folder, run_id
 
 # %% ../nbs/08_results.ipynb #results-05
 COLUMNS = ['study', 'width', 'seed', 'epoch', 'split', 'subset', 'path', 'volume', 'measure', 'mean', 'rms', 'std', 'n']
@@ -285,8 +285,8 @@ def gather(study: Study, widths, seeds, also, name: str) -> pd.DataFrame: # name
     return df
 
 def _not_there(study, runs, total):
-    names, widths = [run_id(*run) for run in runs], dict.fromkeys(f'{w:g}' for w, _ in runs)
-    which = '' if len(runs) == total else f' --widths {",".join(widths)}'
+    names, widths = [run_id(*run) for run in runs], dict.fromkeys(w for w, _ in runs)
+    which = '' if {*widths} == {*study.widths} else f' --widths {",".join(f"{w:g}" for w in widths)}'
     return (f'{study.name}: {len(runs)} of {total} runs are not measured yet ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""}). '
             f'Run: smoothinterp sweep {study.name}{which}')
 
@@ -328,26 +328,50 @@ def threshold(df: pd.DataFrame) -> float | None: # base width
 # %% ../nbs/08_results.ipynb #results-41
 def publish(
     study: str | Study,
-    widths: Iterable[float] | None = None,  # of the runs; all of the study's without
-    seeds: Iterable[int] | None = None,     # of the runs; all of the study's without
+    widths: Iterable[float] | None = None,  # each must be measured or committed; default: those of the study that are measured
+    seeds: Iterable[int] | None = None,     # of these widths; default: all of the study's
     weights: Iterable[int] = (0,),          # seeds whose final weights are kept too
-) -> list[Path]:
-    "Make `checkpoints/<study>/` anew: results of a study's runs here, final weights, manifest. `FileNotFoundError` if a run is not here."
+) -> list[Path]:                            # the files
+    "Put the runs that are measured here into `checkpoints/<study>/`, beside the runs committed before. `FileNotFoundError` if there is nothing to put there."
     study = find_study(study)
-    runs, folder = runs_of(study, widths, seeds), committed_folder(study)
-    frames = {name: gather(study, widths, seeds, (), name) for name in ('results', 'epochs')}
-    if any(df.attrs['source'] != 'runs' or df.attrs['missing'] for df in frames.values()):
-        raise FileNotFoundError(f'{study.name}: not all of these runs are here, in {run_folder(study, 0, 0).parent}')
-    runs = {run_id(*run): (run_folder(study, *run), run[1]) for run in runs}
-    made = {name: load_frame(run/'results.parquet')[1] | dict(config=None) for name, (run, _) in runs.items()}
-    initial = {name: fingerprint(load_tensors(checkpoint_path(run, 0))[0]) for name, (run, _) in runs.items()}
-    last = {name: max(checkpoints_of(run).items())[1] for name, (run, seed) in runs.items() if seed in weights}
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, config=definition(study), runs=made)
-    for name, path in last.items(): shutil.copyfile(path, folder/f'{name}.safetensors')
-    files = sorted(folder.iterdir())
-    write_json(folder/'manifest.json', dict(files={p.name: file_digest(p) for p in files}, initial=initial))
-    return [*files, folder/'manifest.json']
+    asked, before = runs_of(study, widths, seeds), committed_runs(study)
+    fresh = [run for run in asked if measured(study, *run) is not None]
+    lack = [run for run in asked if run not in {*fresh, *before}]
+    if lack and widths is not None: raise FileNotFoundError(_not_there(study, lack, len(asked)))
+    if not fresh: raise FileNotFoundError(f'{study.name}: no run that is measured is here, in {run_folder(study, 0, 0).parent}')
+    kept = [run for run in before if run not in fresh]
+    frames = {name: _fresh_and_kept(study, fresh, kept, name) for name in ('results', 'epochs')}
+    made, initial = _made(study, fresh, kept)
+    with atomic_folder(committed_folder(study)) as folder:
+        for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, config=definition(study), runs=made)
+        for name, path in _final_weights(study, fresh, kept, weights).items(): shutil.copyfile(path, folder/f'{name}.safetensors')
+        write_json(folder/'manifest.json', dict(files={p.name: file_digest(p) for p in sorted(folder.iterdir())}, initial=initial))
+    return sorted(committed_folder(study).iterdir(), key=lambda p: (p.name == 'manifest.json', p.name))
+
+def _fresh_and_kept(study, fresh, kept, name):
+    "The frames of fresh runs and the committed rows of kept ones, in the order of widths and seeds."
+    stored = committed_frame(study, name)
+    parts = {run: measured(study, *run, name) for run in fresh} | {
+        (w, s): stored[(stored['width'] == w) & (stored['seed'] == s)] for w, s in kept}
+    df = pd.concat([parts[run] for run in sorted(parts)], ignore_index=True)
+    df.attrs = {}
+    return df
+
+def _made(study, fresh, kept):
+    "What made each run, and the fingerprint of its initial weights, by the run's name."
+    before = load_frame(committed_folder(study)/'results.parquet')[1]['runs'] if kept else {}
+    made, initial = ({run_id(*run): old[run_id(*run)] for run in kept} for old in (before, manifest(study)['initial']))
+    for run in fresh:
+        folder = run_folder(study, *run)
+        made[run_id(*run)] = load_frame(folder/'results.parquet')[1] | dict(config=None)
+        initial[run_id(*run)] = fingerprint(load_tensors(checkpoint_path(folder, 0))[0])
+    return made, initial
+
+def _final_weights(study, fresh, kept, seeds):
+    "Files of the final weights that are committed, by the run's name."
+    files = {run_id(*run): committed(study, f'{run_id(*run)}.safetensors') for run in kept}
+    files |= {run_id(*run): checkpoints_of(run_folder(study, *run)) for run in fresh if run[1] in seeds}
+    return {name: at[max(at)] if isinstance(at, dict) else at for name, at in files.items() if at}
 
 # %% ../nbs/08_results.ipynb #results-43
 def measured_again(study: str | Study, width: float) -> str:
