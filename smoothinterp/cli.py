@@ -87,3 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     try: globals()[f'_{a.command}'](a)
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
     except KeyboardInterrupt: sys.exit(f'\nstopped; to go on: smoothinterp {" ".join(w for w in argv or sys.argv[1:] if w != "--force")}')
+
+# %% ../nbs/12_cli.ipynb #cli-14
+if __name__ == '__main__' and '__file__' in globals(): main()
