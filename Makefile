@@ -2,6 +2,7 @@
 # make test    set up, run every test
 PYTHON ?= python3
 BIN := .venv/bin
+ANY = $(or $(wildcard $(BIN)/python),$(PYTHON))
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -22,10 +23,13 @@ bench: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
-# make gpu     on a machine with a GPU: its tests, its timings with the projected total of a study, and what bf16 costs
-gpu: .venv/installed
-	$(BIN)/python -m pytest -q tests -m cuda
-	cd benchmarks && ../$(BIN)/python gpu.py && ../$(BIN)/python precision.py
+# make gpu     on a machine with a GPU: its tests, its timings with the projected total of a study, and what bf16 costs.
+#              Without .venv it uses the machine's own Python, which needs PyTorch, the requirements in settings.ini and pytest.
+gpu: export PYTHONPATH = .
+gpu:
+	$(ANY) -m pytest -q tests/test_engine.py -m cuda
+	$(ANY) benchmarks/gpu.py
+	$(ANY) benchmarks/precision.py
 
 # make cifar   the CIFAR-10 studies of both papers, a stage after the other, on a GPU where there is one; stop and start it at any time
 STAGES ?= convnet-cifar10-reduced convnet-a-cifar10-reduced "convnet-cifar10-reduced --seeds 0-2" convnet-cifar10-long

@@ -1,6 +1,6 @@
 """What a training precision does to a study: test error and Lipschitz constant in TF32, bf16 and float32, width by width.
 
-    python benchmarks/precision.py [STUDY [WIDTH...]]     without: convnet-cifar10-reduced at 8, 14, 32
+    python benchmarks/precision.py [STUDY [WIDTH...]]     default: convnet-cifar10-5k at 4, 9 and 16, nine networks of 31,400 steps
 """
 import sys
 import time
@@ -12,15 +12,17 @@ from smoothinterp.data import to_pixels
 from smoothinterp.files import load_frame
 from smoothinterp.measures import empirical_lipschitz
 from smoothinterp.pool import find_device
-from smoothinterp.study import find_study, load_run, run_folder, train_runs
+from smoothinterp.study import find_study, load_run, run_folder, study_data, train_runs
 
 
 def trained(study, width, precision, device):
-    "One network of a study trained in a precision, under a name of its own: its errors, its Lipschitz constant, seconds."
+    "One network of a study trained in a precision, under a name of its own: its errors, its Lipschitz constant, seconds if it was trained in one go."
     study = replace(study, name=f'{study.name}-{precision}', recipe=replace(study.recipe, precision=precision, keep=()))
-    start, fresh = time.perf_counter(), not (run_folder(study, width, 0)/'run.json').exists()
+    begun = any((run_folder(study, width, 0)/name).exists() for name in ('run.json', 'state.safetensors'))
+    study_data(study, 0)
+    start = time.perf_counter()
     train_runs(study, [(width, 0)], device)
-    seconds = time.perf_counter() - start if fresh else float('nan')
+    seconds = float('nan') if begun else time.perf_counter() - start
     (model, data), last = load_run(study, width), load_frame(run_folder(study, width, 0)/'history.parquet')[0].iloc[-1]
     x = data.normalise(to_pixels(data.x[:study.points]))
     return {'w': float(width), 'precision': precision, 'train error': last.train_error, 'test error': last.test_error,
@@ -28,7 +30,7 @@ def trained(study, width, precision, device):
 
 
 if __name__ == '__main__':
-    name, *widths = sys.argv[1:] or ['convnet-cifar10-reduced', '8', '14', '32']
+    name, *widths = sys.argv[1:] or ['convnet-cifar10-5k', '4', '9', '16']
     device = find_device()
     if device == 'cpu' and len(sys.argv) == 1: sys.exit('no GPU: skipped; name a small study to try it on a CPU')
     table(f'{name} in three precisions, {device}',

@@ -11,8 +11,8 @@ import signal
 import sys
 
 from .names import run_name
-from .results import publish
-from .study import STUDIES, check_run, find_study, run_folder
+from .results import committed_runs, publish, runs_of
+from .study import STUDIES, check_run, find_study, run_folder, run_id
 from .sweep import plan, progress, study_frame, sweep
 
 # %% ../nbs/12_cli.ipynb #cli-05
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
             ('--dry-run', dict(action='store_true', help='say what would be done, how long it takes and what it leaves on disk')))
     command('status', 'how far every run of a study is')
     command('measure', 'measure trained runs again', widths, seeds, workers, device, engine, address)
-    command('publish', 'put results and final weights of a study that was carried out here into checkpoints/', widths, seeds)
+    command('publish', 'put results and final weights of the runs that are measured here into checkpoints/, beside those that are there', widths, seeds)
     command('figure', 'draw a figure', ('--study', dict(default='digits')), ('--width', dict(type=float, default=0)))
     return top
 
@@ -69,6 +69,9 @@ def _measure(a):
 
 def _publish(a):
     for path in publish(a.study, a.widths, a.seeds): print(path)
+    study = find_study(a.study)
+    lack = [run_id(*run) for run in runs_of(study, a.widths, a.seeds) if run not in committed_runs(study)]
+    if lack: print(f'not measured yet, so not published: {", ".join(lack)}')
 
 def _figure(a):
     if a.figure != 'fig2': raise ValueError(f'no figure {a.figure!r}; there is fig2')
@@ -84,3 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     try: globals()[f'_{a.command}'](a)
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
     except KeyboardInterrupt: sys.exit(f'\nstopped; to go on: smoothinterp {" ".join(w for w in argv or sys.argv[1:] if w != "--force")}')
+
+# %% ../nbs/12_cli.ipynb #cli-14
+if __name__ == '__main__' and '__file__' in globals(): main()

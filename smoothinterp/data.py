@@ -42,7 +42,7 @@ class Normalise:
 
 def to_pixels(images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 in [0, 1]
     "Bytes to pixels in [0, 1]."
-    return images.float() / 255
+    return images.float() / torch.tensor(255., device=images.device) # a GPU would multiply by 1 / 255, another rounding
 
 # %% ../nbs/00_data.ipynb #data-08
 @dataclass(frozen=True)

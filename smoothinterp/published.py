@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from .bounds import distance_from_init
-from .figures import STYLE, width_axis
+from .figures import STYLE, say_missing, width_axis
 from .files import figures_dir, load_frame
 from .models import build
 from .study import STUDIES, Study
@@ -188,6 +188,7 @@ def reproduction_figure(
         for ax in axes.flat[len(quantities):]: ax.remove()
         fig.legend(handles=[Line2D([], [], color=COLOURS[0], marker='.', label='this project'), Line2D([], [], color=GREY, lw=.8, label='published')],
                    ncols=2, loc='outside upper center')
+        say_missing(fig, ours)
     return fig
 
 def _panel(ax, quantity, curves, theirs):

@@ -7,8 +7,8 @@ __all__ = ['COLUMNS', 'IMPOSSIBLE', 'GROUPS', 'EDITION', 'tidy', 'number', 'name
            'errors', 'sharpness_around', 'slopes', 'random_slopes', 'parameter_gradients', 'mean_curvature',
            'largest_curvature', 'smallest_curvature', 'product_bounds', 'valid_bound', 'distances', 'theorem2_pieces',
            'measure_network', 'history_rows', 'kept_rows', 'checkpoints_of', 'definition', 'measured', 'measure_run',
-           'device_name', 'results', 'over_epochs', 'gather', 'frames_of', 'lacking', 'runs_of', 'committed_frame',
-           'threshold', 'publish', 'measured_again']
+           'device_name', 'results', 'over_epochs', 'gather', 'frames_of', 'lacking', 'runs_of', 'committed_runs',
+           'committed_frame', 'threshold', 'publish', 'measured_again']
 
 # %% ../nbs/08_results.ipynb #results-02
 import shutil
@@ -25,12 +25,12 @@ from .augment import svd_paths
 from .bounds import distance_from_init, first_layer, layer_norms, layerwise, upper_bounds
 from .curvature import closed_form_layers, exact_trace, hutchinson_trace, smallest_eigenvalue, top_eigenvalues
 from .data import Data, random_probe, to_pixels
+from .files import atomic_folder, load_frame, load_tensors, save_frame, write_json
 from .gradients import gradient_norms
-from .files import load_frame, load_tensors, save_frame, write_json
 from .geodesic import sharpness_volumes
 from .measures import accuracy, cross_entropy, logit_jacobian, loss_jacobian
 from .run import check_config, checkpoint_path, only_one, provenance
-from .study import Study, committed, committed_folder, file_digest, find_study, fingerprint, load_run, run_folder, run_id
+from .study import Study, committed, committed_folder, file_digest, find_study, fingerprint, load_run, manifest, run_folder, run_id
 
 # %% ../nbs/08_results.ipynb #results-05
 COLUMNS = ['study', 'width', 'seed', 'epoch', 'split', 'subset', 'path', 'volume', 'measure', 'mean', 'rms', 'std', 'n']
@@ -258,32 +258,38 @@ def device_name(device: str | torch.device) -> str:
 # %% ../nbs/08_results.ipynb #results-36
 def results(
     study: str | Study,
-    widths: Iterable[float] | None = None, # all of the study's without
-    seeds: Iterable[int] | None = None,    # all of the study's without
-) -> pd.DataFrame:                         # tidy; attrs['source']: 'runs', 'committed' or both
-    "What was measured of a study's runs, in one tidy frame. `FileNotFoundError` names a run that is missing."
-    study = find_study(study)
-    return gather(study, runs_of(study, widths, seeds), 'results')
+    widths: Iterable[float] | None = None, # each must be there; default: those of the study that are
+    seeds: Iterable[int] | None = None,    # default: all of the study's
+    also: Iterable[float] = (),            # widths that must be there, besides the study's
+) -> pd.DataFrame:                         # tidy; attrs: `source` is 'runs', 'committed' or both, `missing` the runs (width, seed) that lack
+    "What was measured of a study's runs, in one tidy frame. `FileNotFoundError` if nothing was, or nothing of a width that is asked for."
+    return gather(find_study(study), widths, seeds, also, 'results')
 
 def over_epochs(
     study: str | Study,
-    widths: Iterable[float] | None = None, # all of the study's without
-    seeds: Iterable[int] | None = None,    # all of the study's without
-) -> pd.DataFrame:                         # tidy; attrs['source'] the same way
-    "The same over the epochs: errors and losses, and quick measures with the weights that were kept on the way."
-    study = find_study(study)
-    return gather(study, runs_of(study, widths, seeds), 'epochs')
+    widths: Iterable[float] | None = None, # each must be there; default: those of the study that are
+    seeds: Iterable[int] | None = None,    # default: all of the study's
+) -> pd.DataFrame:                         # tidy; attrs: `source` is 'runs', 'committed' or both, `missing` the runs (width, seed) that lack
+    "Errors and losses over the epochs of a study's runs, and quick measures with the weights that were kept on the way, as `results`."
+    return gather(find_study(study), widths, seeds, (), 'epochs')
 
-def gather(study: Study, runs: list[tuple], name: str) -> pd.DataFrame: # runs: (width, seed); name: 'results' or 'epochs'
+def gather(study: Study, widths, seeds, also, name: str) -> pd.DataFrame: # name: 'results' or 'epochs'
     "The frames of a study's runs in one, each from its folder or, where it was not measured here, from what is committed."
-    frames = frames_of(study, runs, name)
-    missing = [run_id(*run) for run, (df, _) in frames.items() if df.empty]
-    if missing:
-        raise FileNotFoundError(f'{study.name}: {len(missing)} of {len(runs)} runs are not measured yet '
-                                f'({", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""}). Run: smoothinterp sweep {study.name}')
-    df = pd.concat([df for df, _ in frames.values()], ignore_index=True)
-    df.attrs['source'] = ' and '.join(dict.fromkeys(source for _, source in frames.values()))
+    asked = set(also) if widths is None else set(widths)
+    frames = frames_of(study, runs_of(study, sorted({*study.widths, *also}) if widths is None else widths, seeds), name)
+    missing = [run for run, (df, _) in frames.items() if df.empty]
+    needed = missing if len(missing) == len(frames) else [run for run in missing if run[0] in asked]
+    if needed: raise FileNotFoundError(_not_there(study, needed, len(frames)))
+    there = {run: found for run, found in frames.items() if run not in missing}
+    df = pd.concat([df for df, _ in there.values()], ignore_index=True)
+    df.attrs = dict(source=' and '.join(dict.fromkeys(source for _, source in there.values())), missing=[list(run) for run in missing])
     return df
+
+def _not_there(study, runs, total):
+    names, widths = [run_id(*run) for run in runs], dict.fromkeys(w for w, _ in runs)
+    which = '' if {*widths} == {*study.widths} else f' --widths {",".join(f"{w:g}" for w in widths)}'
+    return (f'{study.name}: {len(runs)} of {total} runs are not measured yet ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""}). '
+            f'Run: smoothinterp sweep {study.name}{which}')
 
 def frames_of(study: Study, runs: list[tuple], name: str) -> dict[tuple, tuple]: # run to its tidy frame, and 'runs' or 'committed'
     "What there is of each run: what was measured here, else what is committed, perhaps nothing."
@@ -292,14 +298,20 @@ def frames_of(study: Study, runs: list[tuple], name: str) -> dict[tuple, tuple]:
             for (w, s), df in here.items()}
 
 def lacking(study: Study, widths: Iterable[float]) -> list[float]: # widths
-    "Widths of which some run was neither measured here nor is committed."
-    frames = frames_of(study, runs_of(study, widths, None), 'results')
+    "Widths of which some seed of the study was neither measured here nor is committed."
+    frames = frames_of(study, runs_of(study, widths, study.seeds), 'results')
     return list(dict.fromkeys(w for (w, _), (df, _) in frames.items() if df.empty))
 
 def runs_of(study: Study, widths: Iterable[float] | None, seeds: Iterable[int] | None) -> list[tuple]: # (width, seed)
     "The runs of some widths and seeds; where None are given, of all of the study's, and of seeds that are committed beyond them."
-    if seeds is None: seeds = sorted({*study.seeds, *committed_frame(study, 'results')['seed']})
-    return [(w, s) for w in (study.widths if widths is None else widths) for s in seeds]
+    widths = study.widths if widths is None else widths
+    if seeds is not None: return [(w, s) for w in widths for s in seeds]
+    beyond = committed_runs(study)
+    return [(w, s) for w in widths for s in sorted({*study.seeds, *(s for v, s in beyond if v == w)})]
+
+def committed_runs(study: Study) -> list[tuple]: # (width, seed)
+    "The runs whose results are committed."
+    return [(float(w), int(s)) for w, s in committed_frame(study, 'results')[['width', 'seed']].drop_duplicates().to_numpy()]
 
 def committed_frame(study: Study, name: str) -> pd.DataFrame: # tidy; empty if nothing is committed
     "What is committed of a study's results. `ValueError` if it was another definition's, or is damaged."
@@ -317,26 +329,50 @@ def threshold(df: pd.DataFrame) -> float | None: # base width
 # %% ../nbs/08_results.ipynb #results-41
 def publish(
     study: str | Study,
-    widths: Iterable[float] | None = None,  # of the runs; all of the study's without
-    seeds: Iterable[int] | None = None,     # of the runs; all of the study's without
+    widths: Iterable[float] | None = None,  # each must be measured or committed; default: those of the study that are measured
+    seeds: Iterable[int] | None = None,     # of these widths; default: all of the study's
     weights: Iterable[int] = (0,),          # seeds whose final weights are kept too
-) -> list[Path]:
-    "Make `checkpoints/<study>/` anew: results of a study's runs here, final weights, manifest. `FileNotFoundError` if a run is not here."
+) -> list[Path]:                            # the files
+    "Put the runs that are measured here into `checkpoints/<study>/`, beside the runs committed before. `FileNotFoundError` if there is nothing to put there."
     study = find_study(study)
-    runs, folder = runs_of(study, widths, seeds), committed_folder(study)
-    frames = {name: gather(study, runs, name) for name in ('results', 'epochs')}
-    if any(df.attrs['source'] != 'runs' for df in frames.values()):
-        raise FileNotFoundError(f'{study.name}: not all of these runs are here, in {run_folder(study, 0, 0).parent}')
-    runs = {run_id(*run): (run_folder(study, *run), run[1]) for run in runs}
-    made = {name: load_frame(run/'results.parquet')[1] | dict(config=None) for name, (run, _) in runs.items()}
-    initial = {name: fingerprint(load_tensors(checkpoint_path(run, 0))[0]) for name, (run, _) in runs.items()}
-    last = {name: max(checkpoints_of(run).items())[1] for name, (run, seed) in runs.items() if seed in weights}
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, config=definition(study), runs=made)
-    for name, path in last.items(): shutil.copyfile(path, folder/f'{name}.safetensors')
-    files = sorted(folder.iterdir())
-    write_json(folder/'manifest.json', dict(files={p.name: file_digest(p) for p in files}, initial=initial))
-    return [*files, folder/'manifest.json']
+    asked, before = runs_of(study, widths, seeds), committed_runs(study)
+    fresh = [run for run in asked if measured(study, *run) is not None]
+    lack = [run for run in asked if run not in {*fresh, *before}]
+    if lack and widths is not None: raise FileNotFoundError(_not_there(study, lack, len(asked)))
+    if not fresh: raise FileNotFoundError(f'{study.name}: no run that is measured is here, in {run_folder(study, 0, 0).parent}')
+    kept = [run for run in before if run not in fresh]
+    frames = {name: _fresh_and_kept(study, fresh, kept, name) for name in ('results', 'epochs')}
+    made, initial = _made(study, fresh, kept)
+    with atomic_folder(committed_folder(study)) as folder:
+        for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, config=definition(study), runs=made)
+        for name, path in _final_weights(study, fresh, kept, weights).items(): shutil.copyfile(path, folder/f'{name}.safetensors')
+        write_json(folder/'manifest.json', dict(files={p.name: file_digest(p) for p in sorted(folder.iterdir())}, initial=initial))
+    return sorted(committed_folder(study).iterdir(), key=lambda p: (p.name == 'manifest.json', p.name))
+
+def _fresh_and_kept(study, fresh, kept, name):
+    "The frames of fresh runs and the committed rows of kept ones, in the order of widths and seeds."
+    stored = committed_frame(study, name)
+    parts = {run: measured(study, *run, name) for run in fresh} | {
+        (w, s): stored[(stored['width'] == w) & (stored['seed'] == s)] for w, s in kept}
+    df = pd.concat([parts[run] for run in sorted(parts)], ignore_index=True)
+    df.attrs = {}
+    return df
+
+def _made(study, fresh, kept):
+    "What made each run, and the fingerprint of its initial weights, by the run's name."
+    before = load_frame(committed_folder(study)/'results.parquet')[1]['runs'] if kept else {}
+    made, initial = ({run_id(*run): old[run_id(*run)] for run in kept} for old in (before, manifest(study)['initial']))
+    for run in fresh:
+        folder = run_folder(study, *run)
+        made[run_id(*run)] = load_frame(folder/'results.parquet')[1] | dict(config=None)
+        initial[run_id(*run)] = fingerprint(load_tensors(checkpoint_path(folder, 0))[0])
+    return made, initial
+
+def _final_weights(study, fresh, kept, seeds):
+    "Files of the final weights that are committed, by the run's name."
+    files = {run_id(*run): committed(study, f'{run_id(*run)}.safetensors') for run in kept}
+    files |= {run_id(*run): checkpoints_of(run_folder(study, *run)) for run in fresh if run[1] in seeds}
+    return {name: at[max(at)] if isinstance(at, dict) else at for name, at in files.items() if at}
 
 # %% ../nbs/08_results.ipynb #results-43
 def measured_again(study: str | Study, width: float) -> str:

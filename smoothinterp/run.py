@@ -9,6 +9,7 @@ __all__ = ['provenance', 'git', 'label_hash', 'Run', 'check_config', 'flat', 'ch
 # %% ../nbs/07_run.ipynb #run-02
 import fcntl
 import hashlib
+import os
 import platform
 import subprocess
 import time
@@ -32,8 +33,8 @@ from .train import Recipe, born, evaluate, in_memory, log_epochs
 # %% ../nbs/07_run.ipynb #run-05
 @cache
 def provenance() -> dict: # strings by name
-    "Versions of what ran, and the commit where it ran from a checkout, with '+changes' if the module differed from it."
-    commit, changes = git('rev-parse', 'HEAD'), git('status', '--porcelain', '--', 'smoothinterp')
+    "Versions of what ran, and its commit: that of the checkout, with '+changes' if the module differs from it, else `SMOOTHINTERP_COMMIT`."
+    commit, changes = git('rev-parse', 'HEAD') or os.environ.get('SMOOTHINTERP_COMMIT'), git('status', '--porcelain', '--', 'smoothinterp')
     packages = {p: version(p) for p in ('torch', 'numpy')}
     return dict(commit=commit and commit + '+changes' * bool(changes), python=platform.python_version(), **packages)
 
@@ -84,11 +85,12 @@ class Training:
     "A run under way: its network, where it stands, and what was recorded."
     def __init__(self, run: Run, device: str, shared: dict): # `shared`: inputs that other runs have on the device
         self.run, self.identity, self.device, self.status, self.epoch = run, run.identity(), device, 'training', 0
-        x, recipe, data = in_memory(run.data.inputs(run.data.x)), run.recipe, run.data
-        self.model, self.redrawn = (run.make(run.seed), 0) if recipe.init == 'fixup' else born(run.make, run.seed, x)
+        recipe, data = run.recipe, run.data
+        tried = in_memory(data.inputs(data.x[:256]))
+        self.model, self.redrawn = (run.make(run.seed), 0) if recipe.init == 'fixup' else born(run.make, run.seed, tried)
         self.model.to(device, memory_format=torch.channels_last)
         self.y, self.y_test = data.y.to(device), data.y_test.to(device)
-        if id(data) not in shared: shared[id(data)] = x.to(device), in_memory(data.inputs(data.x_test)).to(device)
+        if id(data) not in shared: shared[id(data)] = [in_memory(data.inputs(images.to(device))) for images in (data.x, data.x_test)]
         self.x, self.x_test = shared[id(data)]
         self.recorded, self.slots, self.history = {*log_epochs(recipe.epochs), *recipe.keep}, None, []
         if not self.resume(): self.begin()

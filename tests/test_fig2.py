@@ -9,6 +9,7 @@ import pytest
 
 from smoothinterp.files import load_frame
 
+pytest.importorskip('papermill')
 ROOT = Path(__file__).parent.parent
 PAPERMILL = str(Path(sys.executable).parent/'papermill')
 

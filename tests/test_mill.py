@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+pytest.importorskip('papermill')
 import click
 import nbformat
 import papermill.cli
-import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 

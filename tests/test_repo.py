@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip('nbconvert')
 from readme import readme
 
 ROOT = Path(__file__).parent.parent
