@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 fig2: .venv/installed
-	$(BIN)/smoothinterp sweep digits
+	$(BIN)/smoothinterp sweep digits --also 15
 	$(BIN)/papermill nbs/fig2.ipynb -p width 15
 	@echo "Figure 2: figures/fig2-width15.png and .svg; the executed notebook: figures/fig2-width15.ipynb"
 
