@@ -28,6 +28,7 @@ FAMILIES = {'convnet-a': (2, SMOKE.recipe), 'convnet-b': (8, ADAM), 'mlp': (4, S
 class Stopped(Exception): pass
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_family_goes_on_to_the_same_bits(runs, family, monkeypatch):
     width, recipe = FAMILIES[family]
