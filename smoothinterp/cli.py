@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
     widths = ('--widths', dict(type=numbers, help='such as 8-16,32; all of the study without'))
     seeds = ('--seeds', dict(type=numbers, help='such as 0-2; all of the study without'))
     force = ('--force', dict(action='store_true', help='do again what is done'))
-    command('sweep', 'train and measure the runs of a study', widths, seeds, force, workers, device, engine, address,
+    also = ('--also', dict(type=numbers, default=[], help="widths to do besides the study's, such as 15"))
+    command('sweep', 'train and measure the runs of a study', widths, also, seeds, force, workers, device, engine, address,
             ('--resume', dict(action='store_true', help='go on with what was begun, which is what happens anyway')),
             ('--dry-run', dict(action='store_true', help='say what would be done, how long it takes and what it leaves on disk')))
     command('status', 'how far every run of a study is')
@@ -53,12 +54,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _sweep(a):
     study = find_study(a.study)
-    for w in a.widths or study.widths:
-        for s in a.seeds or study.seeds: check_run(study, w, s)
+    widths, seeds = [*(a.widths or study.widths), *a.also], a.seeds or study.seeds
+    for w in widths:
+        for s in seeds: check_run(study, w, s)
     if a.resume and a.force: raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
-    print(plan(a.study, a.widths or study.widths, a.seeds or study.seeds, a.workers, a.force, 'auto' if a.engine == 'ray' else a.device))
+    device = 'auto' if a.engine == 'ray' else a.device
+    print(plan(a.study, widths, seeds, a.workers, a.force, device), flush=True)
     if a.dry_run: return
-    sweep(a.study, a.widths, a.seeds, a.workers, a.force, a.device, a.engine, a.address)
+    sweep(a.study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
 def _status(a): print(progress(a.study).to_string())

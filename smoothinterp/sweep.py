@@ -74,17 +74,31 @@ def _ending(done):
     redrawn = f', redrawn {done["redrawn"]} times because it was born dead' if done['redrawn'] else ''
     return f'{done["status"]} after {done["epochs"]} epochs{redrawn}'
 
+class _Lines:
+    "Standard error as a file for tqdm: each state is a line of its own, not drawn over the one before."
+    def write(self, text): sys.stderr.write(f'{text.strip()}\n' if text.strip() else '')
+    def flush(self): sys.stderr.flush()
+
+def _percent(name):
+    "A progress bar from 0 to 100 at a terminal and in a notebook; elsewhere a line every 10 seconds on standard error."
+    drawn = sys.stderr.isatty() or 'ipykernel' in sys.modules
+    options = {} if drawn else dict(file=_Lines(), mininterval=10, miniters=0)
+    return tqdm(total=100, desc=name, bar_format='{desc}' + '|{bar}| ' * drawn + '{percentage:.0f}% [{elapsed}, {remaining} left]', **options)
+
 def _watch(study, runs, queue, futures):
-    "One line that says how far the runs are, until all are done or one has failed."
+    "Show how far the runs are, until all are done or one has failed."
     total, start, seen = {run: cost(study, run[0]) for run in runs}, time.monotonic(), 0
     share = dict.fromkeys(runs, 0)
-    with tqdm(total=100, desc=study.name, bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}, {remaining} left]') as bar:
+    with _percent(study.name) as bar:
         while not (all(f.done() for f in futures) and queue.empty()):
             if any(f.done() and f.exception() for f in futures): break
             try: width, seed, doing, share[width, seed], fresh = queue.get(timeout=.5)
-            except Empty: continue
+            except Empty:
+                bar.update(0)
+                continue
             name, done, seen = f'{study.name} w={width:g} seed {seed}', sum(s == 1 for s in share.values()), seen + fresh
-            if share[width, seed] == 1: bar.write(f'{name}: {doing}', file=sys.stderr)
+            if share[width, seed] == 1:
+                with bar.external_write_mode(sys.stdout): print(f'{name}: {doing}', flush=True)
             rate = f'{seen / (time.monotonic() - start):,.0f} samples/s'
             bar.set_description(f'{done}/{len(runs)} runs done, {rate}, w={width:g} seed {seed} {doing}', refresh=False)
             bar.update(100 * sum(share[r] * total[r] for r in runs) / sum(total.values()) - bar.n)

@@ -11,6 +11,8 @@ from smoothinterp.curvature import estimate, exact_trace, gradient_norms, hutchi
 from smoothinterp.data import digits
 from smoothinterp.models import build
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def digits_net():
