@@ -25,7 +25,7 @@ test: .venv/installed
 avx2: export ATEN_CPU_CAPABILITY = avx2
 avx2: export ONEDNN_MAX_CPU_ISA = AVX2
 avx2: .venv/installed
-	$(NOTEBOOKS) --file_re '^0[1-8]_'
+	$(NOTEBOOKS) --file_re '^(0[1-9]|1[0-5])_'
 	$(PYTEST) -m numeric
 
 slow: .venv/installed

@@ -9,16 +9,14 @@ __all__ = ['PIECEWISE_AFFINE', 'PRODUCTS', 'operation', 'bent', 'in_order', 'cur
 # %% ../nbs/07_affine.ipynb #affine-02
 import copy
 import re
-from collections import Counter
 from collections.abc import Callable
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .batches import dtype_of, frozen, laid_out_like, logits_of, to_model, twice_differentiable, validated_model
+from .batches import frozen, laid_out_like, logits_of, to_model, twice_differentiable, validated_model
 
 # %% ../nbs/07_affine.ipynb #affine-05
 PIECEWISE_AFFINE = set('''

@@ -9,7 +9,6 @@ __all__ = ['float32_products', 'true_float32', 'has_unsafe_convolution', 'safe_c
            'validated_batch', 'stream', 'batched']
 
 # %% ../nbs/06_batches.ipynb #batches-02
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterator

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .affine import confirm_second_derivative, curved_in, in_double
-from .batches import Scripted, batched, default_batch, frozen, logits_of, stream, to_model, validate_inputs, \
-    validated_batch, validated_model
-from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, gradient_norms, linear_layers,
+from .batches import (Scripted, batched, default_batch, frozen, logits_of, stream, to_model,
+                                  validate_inputs, validated_batch, validated_model)
+from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
                                     other_parameters, patches, positions, recorded, with_total)
 from .measures import sample_loss, softmax_root
+from .stack import recorded
 
 # %% ../nbs/11_curvature.ipynb #curvatur-05
 class Estimate(NamedTuple):

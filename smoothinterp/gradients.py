@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from .affine import in_order
-from .batches import batched, frozen, logits_of, to_model, twice_differentiable, validate_inputs, validated_model
+from .batches import (batched, frozen, logits_of, to_model, twice_differentiable, validate_inputs,
+                                  validated_model)
 from .measures import cotangent, norm, normalized
 
 # %% ../nbs/10_gradients.ipynb #curvatur-10

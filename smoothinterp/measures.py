@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .affine import confirm_input_derivatives, has_linear_pieces, in_double
 from .augment import colour_draws, displace
-from .batches import (batched, default_batch, frozen, laid_out_like, logits_of, to_model, twice_differentiable,
-                                  validate_inputs, validated_model)
+from .batches import (batched, default_batch, frozen, laid_out_like, logits_of, to_model,
+                                  twice_differentiable, validate_inputs, validated_model)
 from .data import Normalise
 
 # %% ../nbs/08_measures.ipynb #measures-12

@@ -8,8 +8,8 @@ import torch
 
 from smoothinterp import engine
 from smoothinterp.data import digits, with_noise
-from smoothinterp.engine import Engine, Stack
 from smoothinterp.models import build
+from smoothinterp.stack import Engine, Stack
 from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, optimiser, train_epoch
 
 pytestmark = pytest.mark.numeric

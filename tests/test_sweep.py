@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from smoothinterp.files import load_tensors, read_json
+from smoothinterp.core import load_tensors, read_json
 from smoothinterp.results import measure_run, results
-from smoothinterp.run import checkpoint_path, only_one
+from smoothinterp.runs import checkpoint_path, only_one
 from smoothinterp.study import STUDIES, Study, run_folder, train_runs
 from smoothinterp.sweep import _watch, sweep
 from smoothinterp.train import Recipe

@@ -264,13 +264,13 @@ def test_other_commands_called_papermill(here, root):
 
 # How it is loaded
 
-@pytest.mark.parametrize('first', ['smoothinterp.mill', 'papermill', 'papermill.cli'])
+@pytest.mark.parametrize('first', ['smoothinterp.papermill_plugin', 'papermill', 'papermill.cli'])
 def test_import_is_light_and_comes_in_any_order(first):
     heavy = "{'torch', 'pandas', 'matplotlib', 'fastcore', 'nbdev', 'smoothinterp.study'} & set(sys.modules)"
     code = f"import sys, {first}; print({heavy}, 'papermill' in sys.modules); import papermill.cli, click; " \
            "print(papermill.engines.papermill_engines.get_engine('smoothinterp').__name__, click.Command.invoke.__module__)"
     done = start([sys.executable, '-c', code], HOME)
-    assert done.stdout == f"set() {first != 'smoothinterp.mill'}\nNBClientEngine smoothinterp.mill\n", done.stderr
+    assert done.stdout == f"set() {first != 'smoothinterp.papermill_plugin'}\nNBClientEngine smoothinterp.papermill_plugin\n", done.stderr
 
 
 def test_reload_does_not_plug_in_twice(monkeypatch):
