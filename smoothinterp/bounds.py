@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .batches import frozen, logits_of, to_model, validate_inputs, validated_model
-from .measures import gram, largest_eigenvalue, norm
+from .measures import gram, largest_eigenvalue
 
 # %% ../nbs/12_bounds.ipynb #bounds-05
 def adjoint(

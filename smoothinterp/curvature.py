@@ -26,7 +26,6 @@ from .batches import (Scripted, batched, default_batch, frozen, logits_of, strea
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
                                     other_parameters, patches, positions, recorded, with_total)
 from .measures import sample_loss, softmax_root
-from .stack import recorded
 
 # %% ../nbs/11_curvature.ipynb #curvatur-05
 class Estimate(NamedTuple):

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from .bounds import distance_from_init
 from .core import figures_dir, load_frame
-from .figures import STYLE, say_missing, width_axis
+from .figures import styled, width_axis, write_notes
 from .models import build
 from .study import STUDIES, Study
 from .train import PAPER_B_OFFICIAL
@@ -178,7 +178,7 @@ def reproduction_figure(
     "Small multiples of all quantities that both have: ours in colour with the range of seeds, published thin and grey."
     curves, theirs = our_curves(ours, published), published_curves(published)
     quantities, widths = list(curves['quantity'].unique()), sorted({*published['width'], *curves['width']})
-    with plt.rc_context(STYLE):
+    with styled():
         fig, axes = plt.subplots(-(-len(quantities) // 4), 4, figsize=(11, 2.3 * -(-len(quantities) // 4)), layout='constrained', squeeze=False)
         for ax, q in zip(axes.flat, quantities):
             _panel(ax, q, curves[curves['quantity'] == q], theirs[q])
@@ -188,7 +188,7 @@ def reproduction_figure(
         for ax in axes.flat[len(quantities):]: ax.remove()
         fig.legend(handles=[Line2D([], [], color=COLOURS[0], marker='.', label='this project'), Line2D([], [], color=GREY, lw=.8, label='published')],
                    ncols=2, loc='outside upper center')
-        say_missing(fig, ours)
+        write_notes(fig, ours)
     return fig
 
 def _panel(ax, quantity, curves, theirs):
