@@ -54,7 +54,10 @@ def _conv(name, c_in, c_out, stride, batch_norm): # layers by name
     return conv | ({f'norm{name}': nn.BatchNorm2d(c_out)} if batch_norm else {})
 
 class Pointwise(nn.Conv2d):
-    "A 1 x 1 convolution that drops the pixels it steps over first: oneDNN's own step can crash on CPUs without AVX-512."
+    """A 1 x 1 convolution that drops the pixels it steps over first.
+
+    With oneDNN's own stride, the weight gradient of fewer than 16 channels (without AVX-512: 8) may be wrong or crash:
+    it writes past its scratchpad where input or weight is channels_last (oneDNN 3.12, tests/test_machines.py)."""
     def forward(self, x: Tensor) -> Tensor: # [N, c_in, H, W] to [N, c_out, H / stride, W / stride]
         return F.conv2d(x[..., ::self.stride[0], ::self.stride[1]], self.weight)
 

@@ -119,7 +119,8 @@ def test_a_worker_that_dies_loses_nothing_that_is_done(runs):
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(runs):
     command = [Path(sys.executable).parent/'smoothinterp', 'sweep', 'digits', '--widths', '16', '--seeds', '0,1', '--device', 'cpu']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background is deaf to it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c)
     while not list(runs.rglob('epoch-00000.safetensors')): time.sleep(.02)
     os.killpg(process.pid, signal.SIGINT) # as a terminal does, to the workers too
     _, said = process.communicate(timeout=60)
