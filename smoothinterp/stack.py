@@ -234,8 +234,8 @@ def stacks(
     size: int,    # pixels a side
     device: str,  # 'cpu' or 'cuda'
 ) -> bool:
-    "Whether networks like this are trained stacked: on a GPU where possible, on a CPU where it is about 1.2 times faster or more (`benchmarks/stacking.py`)."
-    return can_stack(model) and (device != 'cpu' or width <= (6 if size <= 16 else 2))
+    "Whether networks like this are trained stacked: on a GPU where possible, on a CPU for images of 8 x 8 up to base width 6 (`benchmarks/stacking.py`)."
+    return can_stack(model) and (device != 'cpu' or (size <= 8 and width <= 6))
 
 def gpu_group(width: float) -> int: # base width to a number of networks
     "How many ConvNets are trained stacked on a GPU: up to 8, first layers of 32 channels together. A guess, see `benchmarks/gpu.py`."
