@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAST', 'DOUBLING', 'SMALL_MLP', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20',
            'CONVNET_B', 'LONG', 'FIVE_K', 'TENTH', 'STUDIES', 'SOURCES', 'BUILT_IN', 'Study', 'reduced', 'find_study',
-           'check_run', 'check', 'Source', 'source', 'study_data', 'images', 'identity', 'network', 'run_folder',
-           'run_id', 'train_runs', 'stacked']
+           'check_run', 'check', 'noise_levels', 'Source', 'source', 'study_data', 'images', 'identity', 'network',
+           'run_folder', 'run_id', 'train_runs', 'stacked']
 
 # %% ../nbs/17_study.ipynb #study-02
 import hashlib
@@ -122,6 +122,13 @@ def check(study: str | Study, width: float = 0) -> None: # width: 0 for all of t
     "The same for the parameters of a figure."
     find_study(study)
     if width != 0 or isinstance(width, bool): check_run(study, width)
+
+# %% ../nbs/17_study.ipynb #study-10b
+def noise_levels(study: str | Study) -> list[Study]: # in the order of their noise
+    "The studies that are the same but for the level of label noise."
+    study = find_study(study)
+    same = [s for s in STUDIES.values() if replace(s, name=study.name, noise=study.noise) == study]
+    return sorted(same if study in same else [*same, study], key=lambda s: s.noise)
 
 # %% ../nbs/17_study.ipynb #study-13
 class Source(NamedTuple):
