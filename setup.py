@@ -17,11 +17,12 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     packages=[cfg["lib_path"]],
+    package_data={cfg["lib_path"]: ["*.mplstyle"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "ray", "bench")},
     entry_points={
         "console_scripts": ["smoothinterp = smoothinterp.cli:main"],
-        "papermill.engine": ["smoothinterp = smoothinterp.mill:Engine"],
+        "papermill.engine": ["smoothinterp = smoothinterp.papermill_plugin:Engine"],
     },
 )

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from timing import interleaved, keep, ratios, table
 from torch import nn
 
-from smoothinterp.curvature import drawn_trace, estimate, exact_trace, gradient_norms, hessian_product, top_eigenvalues
+from smoothinterp.curvature import drawn_trace, estimate, exact_trace, hessian_product, top_eigenvalues
 from smoothinterp.data import digits
+from smoothinterp.gradients import gradient_norms
 from smoothinterp.models import build
 
 warnings.filterwarnings('ignore')

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from timing import table
 
+from smoothinterp.core import load_tensors
 from smoothinterp.data import CIFAR10, Data
-from smoothinterp.engine import Engine, fast_cuda, gpu_group
-from smoothinterp.files import load_tensors
 from smoothinterp.models import build
-from smoothinterp.pool import find_device
 from smoothinterp.results import Case, checkpoints_of, kept_rows, measure_network
-from smoothinterp.run import Run, Training, _engine
+from smoothinterp.runs import Run, Training, _engine
+from smoothinterp.stack import Engine, fast_cuda, gpu_group
 from smoothinterp.study import CONVNET_B, SOURCES, Source, find_study, network, run_folder, stacked, study_data, train_runs
 from smoothinterp.sweep import cost, tasks
 from smoothinterp.train import Recipe, epoch_order, in_memory, train_epoch
+from smoothinterp.workers import find_device
 
 N, BATCH, REPEATS = 12_800, 128, 5
 WIDTHS = 4, 8, 16, 64

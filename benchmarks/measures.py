@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from timing import interleaved, keep, ratios, table
 
 from smoothinterp.augment import svd_factors, svd_paths
+from smoothinterp.batches import frozen
 from smoothinterp.data import CIFAR10, random_probe
 from smoothinterp.geodesic import sharpness_volumes
 from smoothinterp.measures import (
     accuracy,
     cross_entropy,
-    frozen,
     input_hessian,
     linear_times,
     logit_jacobian,

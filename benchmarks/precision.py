@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from timing import table
 
+from smoothinterp.checkpoints import load_run
+from smoothinterp.core import load_frame
 from smoothinterp.data import to_pixels
-from smoothinterp.files import load_frame
 from smoothinterp.measures import empirical_lipschitz
-from smoothinterp.pool import find_device
-from smoothinterp.study import find_study, load_run, run_folder, study_data, train_runs
+from smoothinterp.study import find_study, run_folder, study_data, train_runs
+from smoothinterp.workers import find_device
 
 
 def trained(study, width, precision, device):

@@ -5,8 +5,8 @@ import torch
 from timing import RESULTS, interleaved, ratios, table
 
 from smoothinterp.data import digits, with_noise
-from smoothinterp.engine import Engine, stacks
 from smoothinterp.models import build
+from smoothinterp.stack import Engine, stacks
 from smoothinterp.train import Recipe, in_memory
 
 SEEDS = 0, 1, 2

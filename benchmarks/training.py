@@ -9,8 +9,8 @@ from timing import interleaved, keep, ratios, table
 from torch.utils.data import DataLoader, Dataset
 
 from smoothinterp.data import CIFAR10, to_pixels, torchvision_datasets
-from smoothinterp.engine import Engine
 from smoothinterp.models import build
+from smoothinterp.stack import Engine
 from smoothinterp.train import Recipe, epoch_order, in_memory
 
 N, BATCH, GOAL = 1024, 128, {4: 2.0, 8: 1.8, 16: 1.4, 32: 1.15}

@@ -7,6 +7,7 @@ torch.set_num_threads(1)
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: minutes; run with `make slow`')
     config.addinivalue_line('markers', 'cuda: needs a GPU')
+    config.addinivalue_line('markers', 'numeric: depends on how the processor calculates; run by `make avx2` too')
 
 
 def pytest_collection_modifyitems(config, items):
@@ -14,6 +15,14 @@ def pytest_collection_modifyitems(config, items):
     if 'slow' in config.option.markexpr: return
     for item in items:
         if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='slow: run `make slow`'))
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_runs(tmp_path_factory):
+    "No test sees what lies in the reader's `runs/`."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SMOOTHINTERP_RUNS', str(tmp_path_factory.mktemp('no-runs')))
+        yield
 
 
 @pytest.fixture

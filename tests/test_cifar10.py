@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from smoothinterp.core import data_dir
 from smoothinterp.data import cifar10, with_noise
-from smoothinterp.files import data_dir
 from smoothinterp.study import STUDIES, images, study_data
 
 needs_cifar10 = pytest.mark.skipif(not (data_dir()/'cifar-10-batches-py').exists(),

@@ -2,9 +2,8 @@
 import pytest
 import torch
 
-from smoothinterp.data import cifar10, cifar100, hold_out, torchvision_datasets, with_human_noise, with_noise
-from smoothinterp.files import data_dir
-from smoothinterp.own import from_dataset
+from smoothinterp.core import data_dir
+from smoothinterp.data import cifar10, cifar100, from_dataset, hold_out, torchvision_datasets, with_human_noise, with_noise
 
 
 def needs(*names):

@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smoothinterp.curvature import estimate, exact_trace, gradient_norms, hutchinson_trace, top_eigenvalues
+from smoothinterp.curvature import estimate, exact_trace, hutchinson_trace, top_eigenvalues
 from smoothinterp.data import digits
+from smoothinterp.gradients import gradient_norms
 from smoothinterp.models import build
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture

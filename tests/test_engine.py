@@ -8,10 +8,11 @@ import torch
 
 from smoothinterp import engine
 from smoothinterp.data import digits, with_noise
-from smoothinterp.engine import Engine, Stack
 from smoothinterp.models import build
+from smoothinterp.stack import Engine, Stack
 from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, optimiser, train_epoch
 
+pytestmark = pytest.mark.numeric
 RECIPE = Recipe(lr=.02, warmup_from=.004, init='he')
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 

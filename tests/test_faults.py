@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smoothinterp.files import DamagedFile, load_frame, load_tensors
+from smoothinterp.checkpoints import load_run
+from smoothinterp.core import DamagedFile, load_frame, load_tensors
 from smoothinterp.results import measure_run, results
-from smoothinterp.run import checkpoint_path
-from smoothinterp.study import STUDIES, load_run, run_folder, train_runs
+from smoothinterp.runs import checkpoint_path
+from smoothinterp.study import STUDIES, run_folder, train_runs
 
 STUDY = replace(STUDIES['smoke'], name='faults', recipe=replace(STUDIES['smoke'].recipe, epochs=12))
 TRAIN = '''

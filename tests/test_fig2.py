@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothinterp.files import load_frame
+from smoothinterp.core import load_frame
 
 pytest.importorskip('papermill')
 ROOT = Path(__file__).parent.parent

@@ -70,7 +70,7 @@ def test_notebooks_open_cold(notebook):
 
 def test_the_module_needs_neither_nbdev_nor_fastcore():
     "Without them, and without papermill and its click, every module imports but the papermill plug-in itself."
-    names = [p.stem for p in (ROOT/'smoothinterp').glob('*.py') if not p.stem.startswith('_') and p.stem != 'mill']
+    names = [p.stem for p in (ROOT/'smoothinterp').glob('*.py') if not p.stem.startswith('_') and p.stem != 'papermill_plugin']
     block = "import sys; [sys.modules.__setitem__(m, None) for m in ('fastcore', 'nbdev', 'IPython', 'papermill', 'click')]; "
     run(sys.executable, '-c', block + '; '.join(f'import smoothinterp.{n}' for n in names), cwd=ROOT)
 

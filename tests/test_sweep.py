@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from smoothinterp.files import load_tensors, read_json
+from smoothinterp.core import load_tensors, read_json
 from smoothinterp.results import measure_run, results
-from smoothinterp.run import checkpoint_path, only_one
+from smoothinterp.runs import checkpoint_path, only_one
 from smoothinterp.study import STUDIES, Study, run_folder, train_runs
-from smoothinterp.sweep import sweep
+from smoothinterp.sweep import _watch, sweep
 from smoothinterp.train import Recipe
 
 SMOKE = replace(STUDIES['smoke'], points=10, directions=1)
@@ -28,6 +28,7 @@ FAMILIES = {'convnet-a': (2, SMOKE.recipe), 'convnet-b': (8, ADAM), 'mlp': (4, S
 class Stopped(Exception): pass
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_family_goes_on_to_the_same_bits(runs, family, monkeypatch):
     width, recipe = FAMILIES[family]
@@ -118,7 +119,8 @@ def test_a_worker_that_dies_loses_nothing_that_is_done(runs):
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(runs):
     command = [Path(sys.executable).parent/'smoothinterp', 'sweep', 'digits', '--widths', '16', '--seeds', '0,1', '--device', 'cpu']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background is deaf to it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c)
     while not list(runs.rglob('epoch-00000.safetensors')): time.sleep(.02)
     os.killpg(process.pid, signal.SIGINT) # as a terminal does, to the workers too
     _, said = process.communicate(timeout=60)
@@ -157,6 +159,34 @@ def test_force_throws_nothing_away_while_another_works(runs):
     with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'): train_runs(SMOKE, [(2, 0), (1, 0)], force=True)
     assert all((run_folder(SMOKE, w, 0)/'run.json').exists() for w in (1, 2))
     with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'): measure_run(SMOKE, 1, 0)
+
+
+def test_more_widths_than_the_study_has(runs):
+    "Trained in the same sweep, from one plan; finished runs are told on standard output, the progress in few lines."
+    done = cli('sweep', 'smoke', '--widths', '1', '--also', '1.5', '--device', 'cpu')
+    assert done.returncode == 0 and '2 runs of at most 8 epochs, 0 done, 2 to do' in done.stdout, done.stderr
+    assert results('smoke', (1, 1.5)).width.unique().tolist() == [1, 1.5]
+    assert done.stdout.count('done after 8 epochs\n') == 2 and len(done.stderr.splitlines()) < 10, done.stderr
+
+
+class Told:
+    "A queue with an epoch of one run every tenth of a second, by a clock of its own."
+    def __init__(self, epochs): self.epochs, self.at = epochs, 0
+    def empty(self): return self.at == self.epochs
+    def seconds(self): return self.at / 10
+    def get(self, timeout):
+        self.at += 1
+        return 1, 0, f'epoch {self.at}', self.at / self.epochs, 0
+
+
+def test_a_log_has_a_line_every_ten_seconds(monkeypatch, capsys):
+    queue = Told(1000)
+    monkeypatch.setattr('tqdm.std.time', queue.seconds)
+    _watch(SMOKE, [(1, 0)], queue, [])
+    out, err = capsys.readouterr()
+    assert out == 'smoke w=1 seed 0: epoch 1000\n'
+    lines = err.splitlines()
+    assert len(lines) == 12 and '\r' not in err and 'epoch 500' in lines[5] and '50%' in lines[5]
 
 
 @pytest.mark.parametrize('words,said', [(('--widths', '0'), 'from 1 to 64; did you mean 1?'), (('--seeds', '9'), 'from 0 to 2; did you mean 2?'),
