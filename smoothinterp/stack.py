@@ -187,6 +187,7 @@ class Engine:
         self.rows = self.order[:, :self.recipe.batch].clone()
         self.lr, self.t = torch.zeros((), dtype=dtype, device=device), torch.zeros((), dtype=torch.double, device=device)
         self.total = torch.zeros(len(y), dtype=torch.double, device=device)
+        self.batches = -(-y.shape[1] // self.recipe.batch)
 
     def slots_of(self, i: int) -> list[list[Tensor]]: # each in the order of its parameters
         "The optimiser's slots (momentum; Adam's two means) of network i, windows into the engine's."
@@ -214,17 +215,24 @@ class Engine:
         self.update(self.params, torch.autograd.grad(losses.sum(), self.params), self.slots, self.lr, self.t, self.recipe.momentum)
         self.total += losses.detach() * y.shape[1]
 
-    def epoch(self, epoch: int) -> list[float]: # mean training loss of each network, as it was when each batch was seen
-        "Train all networks for an epoch: 1, 2, ..."
+    def epoch(
+        self,
+        epoch: int,    # 1, 2, ...
+        done: int = 0, # batches of it that are done already, whose losses are in `total`
+        after_batch: Callable[[int], None] = lambda done: None, # called between two batches
+    ) -> list[float]:  # mean training loss of each network, as it was when each batch was seen
+        "Train all networks for an epoch, or for the rest of one."
         n, batch = self.order.shape[1], self.recipe.batch
         self.net.train()
-        self.total.zero_(); self.lr.fill_(lr_at(self.recipe, epoch)); self.t.fill_((epoch - 1) * -(-n // batch))
+        if done == 0: self.total.zero_()
+        self.lr.fill_(lr_at(self.recipe, epoch)); self.t.fill_((epoch - 1) * self.batches + done)
         self.order.copy_(torch.stack([epoch_order(n, seed, epoch) for seed in self.order_seeds]))
         if self.recipe.augment: self.draws.copy_(torch.stack([crop_draws(n, seed, epoch) for seed in self.order_seeds]))
         with fast_cuda(self.recipe.precision), safe_convolutions(self.net):
-            for part in self.order.split(batch, 1):
+            for k, part in enumerate(self.order.split(batch, 1)[done:], done + 1):
                 if part.shape == self.rows.shape: self.rows.copy_(part); self.full_step()
                 else: self.step(part)
+                if k < self.batches: after_batch(k)
         return (self.total / n).tolist()[:len(self.models)]
 
 # %% ../nbs/15_stack.ipynb #engine-36
