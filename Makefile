@@ -50,6 +50,11 @@ cifar: .venv/installed
 	  $(BIN)/smoothinterp sweep $$stage && $(BIN)/smoothinterp publish $$stage && $(BIN)/papermill nbs/fig2.ipynb -p study $$1 || exit 1; done
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute nbs/reproduction.ipynb && $(BIN)/nbdev_clean
 
+# make figures redraws every figure from committed results, two at a time, and makes the gallery
+figures: .venv/installed
+	ls nbs/fig*.ipynb nbs/b[0-9]*.ipynb nbs/c[0-9]*.ipynb | xargs -n 1 -P 2 $(BIN)/papermill --log-level ERROR
+	$(BIN)/python tests/gallery.py
+
 readme: .venv/installed
 	$(BIN)/python tests/readme.py
 
@@ -63,4 +68,4 @@ readme: .venv/installed
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: fig2 test avx2 slow bench gpu cifar readme clean
+.PHONY: figures fig2 test avx2 slow bench gpu cifar readme clean

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NOISES', 'CIFAR10', 'CIFAR100', 'Normalise', 'to_pixels', 'Data', 'check_images', 'digits', 'with_noise',
            'with_human_noise', 'hold_out', 'torchvision_datasets', 'shrink', 'cifar10', 'cifar100', 'random_probe',
-           'statistics', 'byte_images', 'from_tensors', 'from_dataset']
+           'statistics', 'byte_images', 'class_numbers', 'from_tensors', 'from_dataset']
 
 # %% ../nbs/03_data.ipynb #data-02
 import importlib.util
+import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -231,28 +232,40 @@ def random_probe(
 def statistics(images: Tensor) -> Normalise: # images: uint8 [N, C, H, W]
     "The channels' own means and standard deviations."
     std, mean = torch.std_mean(to_pixels(images), (0, 2, 3))
-    if not std.all(): raise ValueError('a channel has the same value in every pixel, so it cannot be normalised')
+    if not std.all(): raise ValueError('a channel has the same value in every pixel, so it cannot be normalized')
     return Normalise(tuple(mean.tolist()), tuple(std.tolist()))
 
 def byte_images(images: Tensor) -> Tensor: # uint8 [N, H, W] or [N, C, H, W] to uint8 [N, C, H, W]
-    "`ValueError` for images that are not bytes or have their channels last."
+    "`ValueError` for images that are not bytes 0..255, or have their channels last."
     if images.dtype != torch.uint8:
         raise ValueError(f'images must be bytes (uint8, 0..255), not {images.dtype}: leave out ToTensor, or convert pixels '
                          'in 0..1 by (255 * x).round().to(torch.uint8)')
+    if len(images) and images.max() == 1:
+        raise ValueError('all pixels are 0 or 1, but bytes run from 0 to 255: multiply by 255 before converting to uint8')
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         raise ValueError(f'images must be [N, C, H, W]; these are {list(images.shape)}: use images.permute(0, 3, 1, 2)')
     return images[:, None] if images.ndim == 3 else images
+
+def class_numbers(labels) -> Tensor: # int64 [N]
+    "`ValueError` for labels that are not one integer per image."
+    try: labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f'labels must be integers 0, 1, ..., not {labels[0]!r}: number the classes first') from None
+    if labels.ndim == 2: raise ValueError(f'labels must be [N], one integer per image, not {list(labels.shape)}: use y.argmax(1) for one-hot labels')
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f'labels must be integers, not {labels.dtype}')
+    return labels.long()
 
 def from_tensors(
     name: str,                           # of the data set
     x: Tensor, y: Tensor,                # training images, uint8 [N, C, H, W] or [N, H, W]; labels, integers [N]
     x_test: Tensor, y_test: Tensor,      # test images and labels, the same way
-    classes: int | None = None,          # C; the largest label + 1 without
-    normalise: Normalise | None = None,  # the training images' own statistics without
+    classes: int | None = None,          # C; default: the largest label + 1
+    normalise: Normalise | None = None,  # default: the training images' own statistics
 ) -> Data:
     "Your own images. `ValueError` says what is wrong with them."
     x, x_test = byte_images(torch.as_tensor(x)), byte_images(torch.as_tensor(x_test))
-    y, y_test = (t if t.is_floating_point() else t.long() for t in map(torch.as_tensor, (y, y_test)))
+    y, y_test = class_numbers(y), class_numbers(y_test)
     classes = classes or 1 + max((int(t.max()) for t in (y, y_test) if len(t)), default=0)
     check_images(x, y, classes)
     if x.shape[1:] != x_test.shape[1:]:
@@ -262,20 +275,37 @@ def from_tensors(
 # %% ../nbs/03_data.ipynb #own-10
 def from_dataset(
     train,                    # data set of (image, label), PIL images or bytes, without augmentation
-    test,                     # the same for testing
-    name: str | None = None,  # the class's name without
+    test,                     # data set for testing, the same way
+    name: str | None = None,  # default: the class's name
     **kw,                     # classes, normalise: see `from_tensors`
 ) -> Data:
-    "Any data set in the manner of `torchvision.datasets`, read into memory."
+    "Any data set in the manner of `torchvision.datasets`, read into memory. `ValueError` for images or labels that can be read in two ways."
     return from_tensors(name or type(train).__name__.lower(), *_items(train), *_items(test), **kw)
 
 def _items(dataset):
-    images, labels = zip(*((_channels_first(image), int(label)) for image, label in (dataset[i] for i in range(len(dataset)))))
+    images, labels = zip(*(dataset[i] for i in range(len(dataset))))
+    images = [_channels_first(image) for image in images]
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1: raise ValueError(f'all images must have one size, not {shapes[0]} and {shapes[-1]}: crop or resize them')
-    return torch.stack(images).contiguous(), torch.tensor(labels)
+    return torch.stack(images).contiguous(), torch.tensor([_class_number(label) for label in labels])
 
-def _channels_first(image): # PIL image, array [H, W] or [H, W, C], or tensor [C, H, W]
+def _class_number(label):
+    try: return operator.index(label)
+    except TypeError: raise ValueError(f'label {label!r} is not an integer: number the classes 0, 1, ...') from None
+
+def _channels_first(image): # PIL image, array [H, W], [H, W, C] or [C, H, W], or tensor [C, H, W]
     if isinstance(image, Tensor): return image
-    image = torch.from_numpy(np.array(image))
-    return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+    array = torch.from_numpy(np.array(image if isinstance(image, np.ndarray) else _plain_colors(image)))
+    if array.ndim == 2: return array[None]
+    first, last = array.shape[0] in (1, 3), array.shape[-1] in (1, 3)
+    if array.ndim != 3 or first == last:
+        raise ValueError(f'where are the channels of an array {list(array.shape)}? Give tensors [C, H, W]')
+    return array if first else array.permute(2, 0, 1)
+
+def _plain_colors(image): # PIL image to one of mode L or RGB
+    if image.mode in ('I', 'F') or image.mode.startswith('I;'):
+        raise ValueError(f'images of mode {image.mode!r} have more than 256 levels: convert them to bytes first')
+    if image.mode == 'P': image = image.convert('RGBA' if 'transparency' in image.info else 'RGB')
+    if 'A' in image.mode.removesuffix('AB') and image.getchannel('A').getextrema()[0] < 255:
+        raise ValueError('an image has transparent pixels: paste it on a background first')
+    return image.convert('L' if image.mode in ('1', 'L', 'LA') else 'RGB')
