@@ -71,7 +71,7 @@ def sharpness_claims(df: pd.DataFrame, figure: str = 'fig2', subset: str = 'all'
         claim(figure, f'over the largest volume{around} too', per_seed(of('loss_jacobian', subset, far), fall), 2),
         claim(figure, 'and peaks near the threshold', per_seed(of('loss_jacobian', subset, far), lambda c: nearness(c, at)), .5),
         claim(figure, f'the tangent Hessian over the largest volume{around} falls from its peak', per_seed(of('tangent_hessian', subset, far), fall), 2),
-        claim(figure, 'and peaks near the threshold', per_seed(of('tangent_hessian', subset, far), lambda c: nearness(c, at)), .5)]
+        claim(figure, 'and it peaks near the threshold', per_seed(of('tangent_hessian', subset, far), lambda c: nearness(c, at)), .5)]
 
 def subset_claims(df: pd.DataFrame) -> list[dict]:
     "What paper A says of Figure 3: sharpness around clean and noisy labels."
@@ -115,11 +115,11 @@ def lipschitz_claims(df: pd.DataFrame) -> list[dict]:
                                                                         for s in slope['seed'].unique()})
     random = _over(df, 'logit_operator', split='normal', column='rms')
     return [claim('b1', 'the empirical Lipschitz constant peaks near the threshold', per_seed(slope, lambda c: nearness(c, at)), .5),
-            claim('b1', 'and falls from there to the widest network', per_seed(slope, fall), 1.5),
+            claim('b1', 'the empirical Lipschitz constant falls from its peak to the widest network', per_seed(slope, fall), 1.5),
             claim('b3', 'the product of layer norms is above it at every width (smallest ratio)', both(lambda s, b: (b / s).min()), 1),
             claim('b3', 'and rises and falls with it (rank correlation)', both(rank_correlation), .5),
             claim('b6', 'on random inputs it falls from its peak too', per_seed(random, fall), 1.5),
-            claim('b6', 'and peaks near the threshold', per_seed(random, lambda c: nearness(c, at)), .5)]
+            claim('b6', 'on random inputs it peaks near the threshold', per_seed(random, lambda c: nearness(c, at)), .5)]
 
 def acceleration_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # way: of `over_epochs`
     "What paper B says of training: wide networks fit in fewer epochs."
@@ -136,7 +136,7 @@ def curvature_claims(df: pd.DataFrame) -> list[dict]:
     return [row for measure, name in dict(hessian_trace='the trace of the Hessian', hessian_lambda_max='its largest eigenvalue',
                                           loss_jacobian='the input gradient of the loss').items()
             for row in (claim('b4', f'{name} falls from its peak', per_seed(_over(df, measure), fall), 2),
-                        claim('b4', 'and peaks near the threshold', per_seed(_over(df, measure), lambda c: nearness(c, at)), .5))]
+                        claim('b4', f'{name} peaks near the threshold', per_seed(_over(df, measure), lambda c: nearness(c, at)), .5))]
 
 def distance_claims(df: pd.DataFrame) -> list[dict]:
     "What paper B says of the distance from initialization, layer by layer."

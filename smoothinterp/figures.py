@@ -168,8 +168,11 @@ def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # 
     ax.grid(False)
 
 def epoch_table(df: pd.DataFrame, measure: str, column: str = 'mean', **where) -> pd.DataFrame: # epochs down, widths across
-    "Mean over seeds of a measure by epoch and width. A run that ended keeps its last value."
-    return seed_values(df, measure, column, **where).pivot_table(index='epoch', columns='width', values='value').ffill()
+    "Mean over seeds of a measure by width, at the epochs of the longest run. A run that ended keeps its last value."
+    rows = seed_values(df, measure, column, **where)
+    longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
+    grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
+    return rows.pivot_table(index='epoch', columns='width', values='value').ffill().loc[sorted(grid)]
 
 # %% ../nbs/22_figures.ipynb #figures-28
 def save_figure(

@@ -13,7 +13,7 @@ def readme() -> str:
     for cell in nb.cells:
         if cell.source.startswith('#| echo: false'): cell.source = ''
     text = MarkdownExporter().from_notebook_node(nb)[0].replace('../', '').replace('```\nimport', '```python\nimport')
-    text = text.replace('```\n\n```\n', '')
+    text = text.replace('```\n\n```\n', '').replace('```python\n\n```\n', '')
     while '\n\n\n' in text: text = text.replace('\n\n\n', '\n\n')
     return text
 

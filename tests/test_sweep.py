@@ -64,16 +64,18 @@ def test_another_definition_under_the_same_name_is_refused(runs, change, said):
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
 def test_the_main_process_stays_small(runs, tmp_path):
-    "Under 500 MB, although its workers hold the images."
+    "At most 180 MB above its imports (PyTorch for CUDA takes 350 MB more of them than that for CPUs), although its workers hold the images."
     script = tmp_path/'main.py'
     script.write_text("""if __name__ == '__main__':
     from pathlib import Path
     from smoothinterp.cli import main
+    def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) # kB
+    imported = peak()
     main(['sweep', 'smoke', '--device', 'cpu'])
-    print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])""")
+    print(peak() - imported)""")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 500_000 # kB
+    assert int(done.stdout.split()[-1]) < 180_000
 
 
 def kill_one_worker(folder, seen):
