@@ -15,7 +15,7 @@ import sys
 from .core import home, nearest
 from .results import committed_runs, publish, runs_of
 from .study import STUDIES, check_run, find_study, run_folder, run_id
-from .sweep import plan, progress, sweep
+from .sweep import LEGEND, plan, progress, sweep
 
 # %% ../nbs/26_cli.ipynb #cli-05
 def numbers(text: str) -> list: # '8-16,32' or '0.5,1.5'
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     also = ('--also', dict(type=numbers, default=[], help="widths to do besides the study's, such as 15"))
     command('sweep', 'train and measure the runs of a study', widths, also, seeds, force, workers, device, engine, address,
             ('--resume', dict(action='store_true', help='go on with what was begun, which is what happens anyway')),
-            ('--dry-run', dict(action='store_true', help='say what would be done, how long it takes and what it leaves on disk')))
+            ('--dry-run', dict(action='store_true', help='say what would be done, how many hours each width takes on this machine, and what it leaves on disk')))
     command('status', 'how far every run of a study is')
     command('measure', 'measure trained runs again', widths, seeds, workers, device, engine, address)
     command('publish', 'put results and final weights of the runs that are measured here into checkpoints/, beside those that are there', widths, seeds)
@@ -61,12 +61,12 @@ def _sweep(a):
         for s in seeds: check_run(study, w, s)
     if a.resume and a.force: raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     device = 'auto' if a.engine == 'ray' else a.device
-    print(plan(a.study, widths, seeds, a.workers, a.force, device), flush=True)
+    print(plan(a.study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
     if a.dry_run: return
     sweep(a.study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
-def _status(a): print(progress(a.study).to_string())
+def _status(a): print(progress(a.study).to_string(), LEGEND, sep='\n')
 
 def _measure(a):
     sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)

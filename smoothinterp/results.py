@@ -6,9 +6,9 @@
 __all__ = ['COLUMNS', 'IMPOSSIBLE', 'GROUPS', 'EDITION', 'tidy', 'number', 'named', 'class_subsets', 'train_subsets', 'Case',
            'errors', 'sharpness_around', 'slopes', 'random_slopes', 'parameter_gradients', 'mean_curvature',
            'largest_curvature', 'smallest_curvature', 'product_bounds', 'valid_bound', 'distances', 'theorem2_pieces',
-           'measure_network', 'history_rows', 'kept_rows', 'checkpoints_of', 'definition', 'measured', 'measure_run',
-           'device_name', 'results', 'over_epochs', 'gather', 'frames_of', 'lacking', 'runs_of', 'committed_runs',
-           'committed_frame', 'threshold', 'publish', 'measured_again']
+           'measure_network', 'history_rows', 'quick_measures', 'kept_rows', 'checkpoints_of', 'definition', 'measured',
+           'measure_run', 'device_name', 'results', 'over_epochs', 'gather', 'frames_of', 'lacking', 'runs_of',
+           'committed_runs', 'committed_frame', 'threshold', 'publish', 'measured_again']
 
 # %% ../nbs/19_results.ipynb #results-02
 import shutil
@@ -200,14 +200,18 @@ def history_rows(history: pd.DataFrame, data: Data) -> list[dict]: # history: wh
     return [blank | dict(epoch=int(at['epoch']), split=split, measure=m, mean=at[f'{split}_{m}'], n=len(y))
             for _, at in history.iterrows() for split, y in (('train', data.y), ('test', data.y_test)) for m in ('error', 'loss')]
 
+def quick_measures(case: Case) -> dict[str, Tensor]: # measure to [N]
+    "Measures at the points that take little time."
+    model, x, y = case.model, case.x, case.y
+    return dict(accuracy=accuracy(model, x, y), cross_entropy=cross_entropy(model, x, y), loss_jacobian=loss_jacobian(model, x, y),
+                logit_operator=logit_jacobian(model, x, y)['operator'])
+
 def kept_rows(case: Case, checkpoints: dict[int, Path]) -> list[dict]: # checkpoints: by epoch
     "Quick measures of a network at the points, with the weights that it had after each of these epochs."
-    rows, x, y = [], case.x, case.y
+    rows = []
     for epoch, path in checkpoints.items():
         case.model.load_state_dict(load_tensors(path)[0])
-        values = dict(accuracy=accuracy(case.model, x, y), cross_entropy=cross_entropy(case.model, x, y),
-                      loss_jacobian=loss_jacobian(case.model, x, y), logit_operator=logit_jacobian(case.model, x, y)['operator'])
-        rows += [dict(epoch=epoch) | row for row in case.rows(values)]
+        rows += [dict(epoch=epoch) | row for row in case.rows(quick_measures(case))]
     return rows
 
 def checkpoints_of(folder: Path) -> dict[int, Path]: # epoch → file

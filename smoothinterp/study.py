@@ -6,10 +6,11 @@
 __all__ = ['FAST', 'DOUBLING', 'SMALL_MLP', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20',
            'CONVNET_B', 'LONG', 'FIVE_K', 'TENTH', 'STUDIES', 'SOURCES', 'BUILT_IN', 'Study', 'reduced', 'find_study',
            'check_run', 'check', 'noise_levels', 'Source', 'source', 'study_data', 'images', 'identity', 'network',
-           'run_folder', 'run_id', 'train_runs', 'stacked']
+           'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
 
 # %% ../nbs/17_study.ipynb #study-02
 import hashlib
+import re
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -137,8 +138,9 @@ class Source(NamedTuple):
     classes: int
     colours: int
     images: int = 50_000 # for training, where the study takes all of them
+    tests: int = 10_000
 
-SOURCES = dict(digits=Source(lambda study, seed: digits(seed), 10, 1, 1000),
+SOURCES = dict(digits=Source(lambda study, seed: digits(seed), 10, 1, 1000, 797),
                cifar10=Source(lambda study, seed: cifar10(study.n, study.size), 10, 3),
                cifar100=Source(lambda study, seed: cifar100(study.n, study.size), 100, 3),
                cifar10n=Source(lambda study, seed: with_human_noise(cifar10(study.n, study.size), 'worse'), 10, 3),
@@ -181,6 +183,11 @@ def run_folder(study: Study, width: float, seed: int) -> Path:
 def run_id(width: float, seed: int) -> str:
     "Name of a run, 'w015-s0' or 'w1.5-s0'."
     return f'w{width:03g}-s{seed}'
+
+def run_of(name: str) -> tuple[float, int] | None: # base width and seed; None for other names
+    "The run that a folder's name stands for."
+    found = re.fullmatch(r'w(\d+\.?\d*)-s(\d+)', name)
+    return found and (float(found[1]), int(found[2]))
 
 def train_runs(
     study: Study,
