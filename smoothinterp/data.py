@@ -145,7 +145,7 @@ def with_human_noise(
     labels: str,                     # 'aggre', 'random1' to 'random3' or 'worse'; 'noisy' for CIFAR-100
     file: str | Path | None = None,  # default: cifar10n.npz or cifar100n.npz in `data_dir()`
 ) -> Data:
-    "Copy of a data set with human labels (CIFAR-10N, CIFAR-100N). `FileNotFoundError` names the missing file."
+    "Copy of a data set with human labels (CIFAR-10N, CIFAR-100N). `FileNotFoundError` if there is no file."
     file = Path(file or data_dir()/f'{data.name}n.npz')
     if not file.exists():
         raise FileNotFoundError(f'no human labels at {file}. CIFAR-10N and CIFAR-100N are at '
@@ -254,35 +254,42 @@ def random_probe(
 
 # %% ../nbs/03_data.ipynb #own-05
 def statistics(images: Tensor) -> Normalise: # images: uint8 [N, C, H, W]
-    "The channels' own means and standard deviations."
+    "Mean and standard deviation of each channel. `ValueError` for a constant channel."
     std, mean = torch.std_mean(to_pixels(images), (0, 2, 3))
-    if not std.all(): raise ValueError('a channel has the same value in every pixel, so it cannot be normalised')
+    if not std.all():
+        raise ValueError('a channel has the same value in every pixel, so it cannot be normalised')
     return Normalise(tuple(mean.tolist()), tuple(std.tolist()))
 
 def to_bytes(x: Tensor) -> str:
-    "What to type to turn pixels x of another kind into bytes."
+    "Advice, for an error message, on how to convert images `x` of another type to bytes."
     if x.dtype == torch.bool: return 'type 255 * x.to(torch.uint8)'
     low, high = x.min().item(), x.max().item()
     if low < 0: return 'undo their normalisation first: x * std + mean'
-    if high <= 1: return 'leave out ToTensor, or type (255 * x).round().to(torch.uint8) for pixels in 0..1'
-    if high <= 255: return f'type x{".round()" if x.is_floating_point() else ""}.to(torch.uint8) for pixels in 0..255'
+    if high <= 1:
+        return 'leave out ToTensor, or type (255 * x).round().to(torch.uint8) for pixels in 0..1'
+    if high <= 255:
+        return f'type x{".round()" if x.is_floating_point() else ""}.to(torch.uint8) for pixels in 0..255'
     return f'their pixels go up to {high:g}: divide them, for 16 bits type (x // 257).to(torch.uint8)'
 
+# %% ../nbs/03_data.ipynb #own-05d
 def byte_images(images) -> Tensor: # uint8 [N, H, W] or [N, C, H, W], tensor or array, to uint8 [N, C, H, W]
-    "`ValueError` for images that are not bytes in 0..255, or have their channels last."
+    "Convert images to a tensor. `ValueError` unless they are bytes in 0..255 with channels before height."
     try: images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'images must be a tensor or an array, not a {type(images).__name__}; PIL images come in by from_dataset') from None
+        raise ValueError(f'images must be a tensor or an array, not a {type(images).__name__}; '
+                         'PIL images come in by from_dataset') from None
     if images.numel() and images.dtype != torch.uint8:
         raise ValueError(f'images must be bytes (uint8, 0..255), not {images.dtype}: {to_bytes(images)}')
-    if images.numel() and images.max() == 1: raise ValueError('images are bytes in 0..255; these are all 0 or 1: type 255 * x')
+    if images.numel() and images.max() == 1:
+        raise ValueError('images are bytes in 0..255; these are all 0 or 1: type 255 * x')
     if images.ndim == 4 and images.shape[3] <= 4 < images.shape[1]:
-        raise ValueError(f'images must be [N, C, H, W]; these are {list(images.shape)}: use images.permute(0, 3, 1, 2)')
+        raise ValueError(f'images must be [N, C, H, W]; these are {list(images.shape)}: '
+                         'use images.permute(0, 3, 1, 2)')
     return images[:, None] if images.ndim == 3 else images
 
 # %% ../nbs/03_data.ipynb #own-16
-def class_labels(y) -> Tensor: # whole numbers [N], tensor, array or list, to int64 [N]
-    "`ValueError` for labels that are names, fractions or one-hot."
+def class_labels(y) -> Tensor: # integers [N], tensor, array or list, to int64 [N]
+    "Convert labels to a tensor. `ValueError` for names, fractions, booleans and one-hot labels."
     try: y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError('labels must be integers, the classes numbered from 0: for names type '
@@ -297,35 +304,38 @@ def class_labels(y) -> Tensor: # whole numbers [N], tensor, array or list, to in
     return y.long()
 
 def check_normalise(normalise: Normalise, channels: int) -> None:
-    "`ValueError` for statistics of other channels, or of pixels in 0..255."
+    "`ValueError` unless statistics have `channels` channels and are of pixels in [0, 1]."
     if {len(normalise.mean), len(normalise.std)} != {channels}:
-        raise ValueError(f'normalise has {len(normalise.mean)} means and {len(normalise.std)} deviations for {channels} channels')
+        raise ValueError(f'normalise has {len(normalise.mean)} means and {len(normalise.std)} deviations '
+                         f'for {channels} channels')
     if max(*normalise.mean, *normalise.std) > 1 or min(normalise.std) <= 0:
-        raise ValueError(f'{normalise} must be of pixels in 0..1, with deviations above 0: divide statistics of bytes by 255')
+        raise ValueError(f'{normalise} must be of pixels in 0..1, with deviations above 0: '
+                         'divide statistics of bytes by 255')
 
 # %% ../nbs/03_data.ipynb #own-17
 def from_tensors(
-    name: str,                           # of the data set
-    x: Tensor, y: Tensor,                # training images, uint8 [N, C, H, W] or [N, H, W]; labels, integers [N]
-    x_test: Tensor, y_test: Tensor,      # test images and labels, the same way
-    classes: int | None = None,          # C; default: the largest label + 1
-    normalise: Normalise | None = None,  # of pixels in 0..1; default: the training images' own statistics
+    name: str,                           # name of the data set
+    x: Tensor, y: Tensor,                # training images, uint8 [N, C, H, W] or [N, H, W]; labels, int [N]
+    x_test: Tensor, y_test: Tensor,      # test images, uint8 [M, C, H, W] or [M, H, W]; labels, int [M]
+    classes: int | None = None,          # number of classes; default: largest label + 1
+    normalise: Normalise | None = None,  # statistics of pixels in 0..1; default: of the training images
 ) -> Data:
-    "Your own images. `ValueError` says what is wrong with them."
+    "Data set from tensors. `ValueError` says what is wrong with an invalid input and how to convert it."
     x, x_test, y, y_test = byte_images(x), byte_images(x_test), class_labels(y), class_labels(y_test)
     classes = classes or 1 + max((int(t.max()) for t in (y, y_test) if len(t)), default=0)
     check_images(x, y, classes)
     if x.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f'training images are {list(x.shape[1:])}, test images {list(x_test.shape[1:])}: they must be alike')
+        raise ValueError(f'training images are {list(x.shape[1:])}, test images {list(x_test.shape[1:])}: '
+                         'they must be alike')
     if normalise: check_normalise(normalise, x.shape[1])
     return Data(name, x, y, y.clone(), x_test, y_test, classes, normalise or statistics(x))
 
 # %% ../nbs/03_data.ipynb #own-10
-READ_AS = {'L': 'L', '1': 'L', 'RGB': 'RGB', 'P': 'RGB'} # mode of a PIL image: the mode that it is read in
+READ_AS = {'L': 'L', '1': 'L', 'RGB': 'RGB', 'P': 'RGB'} # mode of a PIL image: mode to convert it to
 DEEP = '(numpy.array(image) // 257).astype(numpy.uint8), if it has 16 bits'
 
 def picture(image) -> Tensor: # PIL image to uint8 [C, H, W]
-    "A PIL image of grey values, colours or a palette. `ValueError` for others."
+    "Read a PIL image of grey values, colours or a palette. `ValueError` for other modes."
     if image.mode in READ_AS and not (image.mode == 'P' and 'transparency' in image.info):
         pixels = torch.from_numpy(np.array(image.convert(READ_AS[image.mode])))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -333,49 +343,56 @@ def picture(image) -> Tensor: # PIL image to uint8 [C, H, W]
     extra = ' with transparency' if image.mode == 'P' else ''
     raise ValueError(f'a PIL image of mode {image.mode}{extra} cannot be read as it is: give {how}')
 
+# %% ../nbs/03_data.ipynb #own-10b
 def array_image(a: np.ndarray) -> Tensor: # [H, W], [H, W, C] or [C, H, W] with C up to 4, to [C, H, W]
-    "An array; `ValueError` if it is not clear which of its sizes is the channels."
-    pixels = torch.from_numpy(np.array(a, order='C')) # a copy: strides may be negative, and memory not writable
+    "Read an image from an array. `ValueError` if the channel dimension is ambiguous."
+    pixels = torch.from_numpy(np.array(a, order='C')) # copy: negative strides or read-only memory possible
     if a.ndim == 2: return pixels[None]
     last, first = (a.ndim == 3 and a.shape[i] <= 4 for i in (2, 0))
-    if last == first: raise ValueError(f'which size of an array {list(a.shape)} is its channels? Give a tensor [C, H, W]')
+    if last == first:
+        raise ValueError(f'which size of an array {list(a.shape)} is its channels? Give a tensor [C, H, W]')
     return pixels.permute(2, 0, 1) if last else pixels
 
-def one_image(image) -> Tensor: # [C, H, W], or [H, W] of a tensor
-    "A PIL image, an array or a tensor. `ValueError` for anything else."
+def one_image(image) -> Tensor: # [C, H, W]; a tensor may also be [H, W]
+    "Read a PIL image, an array or a tensor. `ValueError` for any other type."
     if isinstance(image, Tensor): return image
     if isinstance(image, np.ndarray): return array_image(image)
     if hasattr(image, 'mode') and hasattr(image, 'convert'): return picture(image)
     raise ValueError(f'an image must be a PIL image, an array or a tensor, not a {type(image).__name__}')
 
+# %% ../nbs/03_data.ipynb #own-10d
 def one_label(label) -> int:
-    "A whole number, or an array or tensor of a single one. `ValueError` for anything else."
+    "Read an integer, or an array or tensor with one integer. `ValueError` for anything else."
     a = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
     if a.size == 1 and a.dtype.kind in 'iu': return int(a.reshape(()))
-    if a.size > 1: raise ValueError(f'a label must be one integer, not {a.size} values: give int(label.argmax()) for one-hot labels')
+    if a.size > 1:
+        raise ValueError(f'a label must be one integer, not {a.size} values: '
+                         'give int(label.argmax()) for one-hot labels')
     how = 'number the classes from 0' if a.dtype.kind in 'UO' else 'give int(label), if it is a class'
     raise ValueError(f'a label must be an integer, not {label!r}: {how}')
 
 # %% ../nbs/03_data.ipynb #own-18
 def from_dataset(
-    train,                    # data set of (image, label), PIL images or bytes, without augmentation
-    test,                     # the same for testing
-    name: str | None = None,  # default: the class's name
-    **kw,                     # classes, normalise: see `from_tensors`
+    train,                    # training data set of pairs (image, label), without augmentation
+    test,                     # test data set of pairs (image, label), without augmentation
+    name: str | None = None,  # name of the data set; default: the training set's class in lower case
+    **kw,                     # `classes` and `normalise` of `from_tensors`
 ) -> Data:
-    "Any data set in the manner of `torchvision.datasets`, read into memory. `ValueError` for what cannot be read as it is."
+    "Read data sets in the style of `torchvision.datasets` into memory. `ValueError` for invalid items."
     return from_tensors(name or type(train).__name__.lower(), *_items(train), *_items(test), **kw)
 
 def _items(dataset):
     images, labels = zip(*(_pair(dataset[i], i) for i in range(len(dataset))))
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
-        how = 'crop or resize them' if len({s[0] for s in shapes}) == 1 else "convert all to one mode, as by image.convert('RGB')"
+        how = ('crop or resize them' if len({s[0] for s in shapes}) == 1
+               else "convert all to one mode, as by image.convert('RGB')")
         raise ValueError(f'all images must have one size, not {shapes[0]} and {shapes[-1]}: {how}')
     return torch.stack(images).contiguous(), torch.tensor(labels)
 
 def _pair(item, i):
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise ValueError(f'item {i} must be a pair (image, label), not a {type(item).__name__}: wrap the data set in one that returns pairs')
+        raise ValueError(f'item {i} must be a pair (image, label), not a {type(item).__name__}: '
+                         'wrap the data set in one that returns pairs')
     try: return one_image(item[0]), one_label(item[1])
     except (ValueError, TypeError) as e: raise ValueError(f'item {i}: {e}') from None
