@@ -14,37 +14,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/05_augment.ipynb #augment-05
-def svd_strengths(size: int) -> list[int]: # growing, without repeats
-    "Paper A's strengths [5, 10, 15, 20, 22, 25] of 32 singular values, scaled to `size`."
+def svd_strengths(size: int) -> list[int]: # growing, without duplicates
+    "Paper A's strengths 5, 10, 15, 20, 22, 25 of 32 singular values, scaled to `size` singular values."
     return sorted({max(1, round(k * size / 32)) for k in (5, 10, 15, 20, 22, 25)})
 
-def check_windows(size: int, strengths: list[int], directions: int) -> None:
-    "`ValueError` unless strengths grow and no direction erases the largest singular value."
+def check_windows(
+    size: int,            # pixels per side
+    strengths: list[int], # numbers of singular values to erase
+    directions: int,      # number of directions P
+) -> None:
+    "`ValueError` unless strengths are positive and grow and no direction erases the largest singular value."
     if list(strengths) != sorted(set(strengths)) or strengths[0] < 1:
         raise ValueError(f'strengths must be positive and grow, not {list(strengths)}')
     most = size - max(strengths)
     if not 1 <= directions <= most:
-        raise ValueError(f'{directions} directions with strength {max(strengths)} would erase the largest of {size} '
-                         f'singular values, the whole image; at most {max(most, 0)} directions are possible')
+        raise ValueError(f'{directions} directions with strength {max(strengths)} would erase the largest of '
+                         f'{size} singular values, the whole image; at most {max(most, 0)} directions '
+                         'are possible')
 
 # %% ../nbs/05_augment.ipynb #augment-08
 def svd_factors(
-    pixels: Tensor, # [N, C, S, S], square images
-) -> tuple[Tensor, Tensor]: # A V and V, transposed: both [S, N, C, S] of the images' type
-    "The factors A V and V of every channel A = U Σ Vᵀ, one row a singular value, growing."
+    pixels: Tensor, # square images [N, C, S, S]
+) -> tuple[Tensor, Tensor]: # A V and V, transposed: both [S, N, C, S], dtype of the images
+    """Factors A V and V of every channel A = U Σ Vᵀ, one row per singular value, in ascending order.
+
+    `ValueError` unless the images are square."""
     if pixels.ndim != 4 or pixels.shape[-1] != pixels.shape[-2]:
         raise ValueError(f'SVD paths need square images [N, C, S, S], not {list(pixels.shape)}')
     A = pixels.double()
     V = torch.linalg.eigh(A.mT @ A).eigenvectors.mT
-    return tuple(f.movedim(2, 0).to(pixels.dtype, memory_format=torch.contiguous_format) for f in (V @ A.mT, V))
+    return tuple(f.movedim(2, 0).to(pixels.dtype, memory_format=torch.contiguous_format)
+                 for f in (V @ A.mT, V))
 
 # %% ../nbs/05_augment.ipynb #augment-10
 def svd_paths(
-    pixels: Tensor,                    # [N, C, S, S], square images
-    strengths: list[int] | None = None, # K of them; `svd_strengths(S)` without
-    directions: int = 4,               # P
-    factors: tuple | None = None,      # `svd_factors(pixels)`, where the same images are used again
-) -> Tensor:                           # anchors [N, P, K+1, C, S, S]; anchor 0 is the image itself
+    pixels: Tensor,                     # square images [N, C, S, S]
+    strengths: list[int] | None = None, # K numbers of singular values to erase; default: `svd_strengths(S)`
+    directions: int = 4,                # number of paths P per image
+    factors: tuple | None = None,       # precomputed `svd_factors(pixels)`, to reuse for the same images
+) -> Tensor:                            # anchors [N, P, K+1, C, S, S]; anchor 0 is the image itself
     "Paths that erase a growing window of singular values (paper A, section 3.4)."
     N, C, S, _ = pixels.shape
     strengths = list(strengths or svd_strengths(S))
@@ -53,64 +61,69 @@ def svd_paths(
     out = pixels.new_empty(len(strengths) + 1, directions, N * C, S, S)
     out[0] = pixels.reshape(N * C, S, S)
     for before, after, lo, hi in zip(out.flatten(1, 2), out.flatten(1, 2)[1:], [0, *strengths], strengths):
-        left, right = (f.unfold(0, hi - lo, 1)[lo:lo + directions].flatten(0, 1) for f in (AV, V)) # [P N C, S, hi - lo]
+        left, right = (f.unfold(0, hi - lo, 1)[lo:lo + directions].flatten(0, 1) # each [P N C, S, hi - lo]
+                       for f in (AV, V))
         torch.baddbmm(before, left, right.mT, alpha=-1, out=after)
     return out.view(-1, directions, N, C, S, S).permute(2, 1, 0, 3, 4, 5)
 
 # %% ../nbs/05_augment.ipynb #augment-15
 def shift_paths(
-    pixels: Tensor,               # [N, C, H, W]
-    strengths: tuple = (1, 2, 3, 4), # pixels, K of them
-    directions: int = 4,          # P, at angles 2 pi p / P
-) -> Tensor:                      # anchors [N, P, K+1, C, H, W]; anchor 0 is the image itself
-    "Paths of growing shifts, nearest whole pixel, edges repeated (paper A's code)."
+    pixels: Tensor,                  # images [N, C, H, W]
+    strengths: tuple = (1, 2, 3, 4), # K lengths of the shifts, in pixels
+    directions: int = 4,             # number of paths P per image, at angles 2 pi p / P
+) -> Tensor:                         # anchors [N, P, K+1, C, H, W]; anchor 0 is the image itself
+    "Paths of growing shifts, rounded to whole pixels, edges repeated (paper A's code)."
     H, W = pixels.shape[-2:]
     most = math.ceil(max(strengths))
     padded = F.pad(pixels, (most,) * 4, mode='replicate')
     def shifted(k, p):
         dx, dy = (round(k * f(2 * math.pi * p / directions)) for f in (math.cos, math.sin))
         return padded[..., most - dy : most - dy + H, most - dx : most - dx + W]
-    return torch.stack([torch.stack([shifted(k, p) for k in (0, *strengths)], 1) for p in range(directions)], 1)
+    return torch.stack([torch.stack([shifted(k, p) for k in (0, *strengths)], 1)
+                        for p in range(directions)], 1)
 
 # %% ../nbs/05_augment.ipynb #augment-18
 def colour_draws(
-    n: int,               # samples
-    channels: int,        # 3 for colour, 1 for grey images
-    copies: int = 4,      # M, paper A's code
-    amount: float = .01,  # half-width of the factors' range, paper A's code
-    seed: int = 44,       # paper A's code
-) -> Tensor:              # [n, M, 3 or 2, 2]: step by step which operation and its factor
-    "Random colour changes, drawn sample by sample."
+    n: int,               # number of samples
+    channels: int,        # channels of the images (3 = colour, 1 = grey)
+    copies: int = 4,      # number of copies M per sample (paper A's code)
+    amount: float = .01,  # half-width of the factors' range (paper A's code)
+    seed: int = 44,       # seed of the draws (paper A's code)
+) -> Tensor:              # [n, M, 3 or 2, 2]: per step, the operation's index and its factor
+    "Random colour operations. The draws of a sample do not depend on the number of samples."
     g = torch.Generator().manual_seed(seed)
     steps = 3 if channels == 3 else 2
     order, factor = torch.rand(n, copies, steps, 2, generator=g).unbind(-1)
     return torch.stack([order.argsort(-1).float(), 1 + amount * (2 * factor - 1)], -1)
 
+# %% ../nbs/05_augment.ipynb #augment-18d
 LUMA = (.2989, .587, .114) # torchvision's weights of red, green and blue
 
 def grey(pixels: Tensor) -> Tensor: # [..., C, H, W] to [..., 1, H, W]
-    "Luma of colour images, grey images as they are, the mean of any other number of channels."
+    "Luma of colour images. Grey images are returned unchanged; other numbers of channels are averaged."
     if pixels.shape[-3] == 1: return pixels
     if pixels.shape[-3] != 3: return pixels.mean(-3, keepdim=True)
     return torch.einsum('c,...chw->...hw', torch.tensor(LUMA).to(pixels), pixels)[..., None, :, :]
 
 def colour_map(
-    draws: Tensor, # [N, M, steps, 2] of `colour_draws`
-    unit: float,   # grey value of white: the sum of `LUMA` for colour, else 1
+    draws: Tensor, # [N, M, steps, 2] from `colour_draws`
+    unit: float,   # grey value of white: the sum of `LUMA` for colour images, 1 for others
 ) -> tuple:        # a, b, c, each [N, M]: the copy is a x + b grey(x) + c mean(grey(x))
-    "A sequence of colour operations as one map of the image."
+    "Coefficients of the map that applies a sequence of colour operations to an image."
     a, b, c = (f(draws[..., 0, 0]) for f in (torch.ones_like, torch.zeros_like, torch.zeros_like))
     for op, f in (step.unbind(-1) for step in draws.unbind(2)):
         g, m = a + unit * b, unit * c
-        a, b, c = f * a, f * b + (1 - f) * g * (op == 2), f * c + (1 - f) * (m * (op > 0) + g * (op == 1))
+        a, b, c = (f * a, f * b + (1 - f) * g * (op == 2),
+                   f * c + (1 - f) * (m * (op > 0) + g * (op == 1)))
     return a, b, c
 
+# %% ../nbs/05_augment.ipynb #augment-18f
 def displace(
-    pixels: Tensor,      # [N, C, H, W]
-    draws: Tensor,       # [N, M, steps, 2] of `colour_draws`
+    pixels: Tensor,      # images [N, C, H, W]
+    draws: Tensor,       # [N, M, steps, 2] from `colour_draws`
     clamp: bool = False, # clamp to [0, 1] after each operation, as the papers' code does
-) -> Tensor:             # [N, M, C, H, W]
-    "Copies of images under small changes of brightness, contrast and saturation (paper A, section 3.2)."
+) -> Tensor:             # displaced copies [N, M, C, H, W]
+    "Copies of images with small changes of brightness, contrast and saturation (paper A, section 3.2)."
     x, unit = pixels[:, None], sum(LUMA) if pixels.shape[1] == 3 else 1.
     for part in draws.to(pixels).split(1, 2) if clamp else [draws.to(pixels)]:
         a, b, c = (v[..., None, None, None] for v in colour_map(part, unit))

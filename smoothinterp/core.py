@@ -26,29 +26,29 @@ __all__ = ['home', 'runs_dir', 'data_dir', 'figures_dir', 'atomic', 'atomic_fold
            'run_name']
 
 # %% ../nbs/01_core.ipynb #files-05
-def home() -> Path: # folder of the checkout, or a cache folder where the package was installed without one
-    "Where this project keeps its files, whatever the current directory is."
+def home() -> Path: # the checkout, or a cache folder if the package was installed without one
+    "Folder in which this project keeps its files, independent of the current directory."
     checkout = Path(__file__).parent.parent
     return checkout if (checkout/'settings.ini').exists() else Path.home()/'.cache'/'smoothinterp'
 
-def runs_dir() -> Path: # one folder a study below it
-    "Trained networks: `SMOOTHINTERP_RUNS`, or `runs` at home."
+def runs_dir() -> Path: # contains one folder per study
+    "Folder of trained networks: `SMOOTHINTERP_RUNS` (default: `runs` in `home()`)."
     return Path(os.environ.get('SMOOTHINTERP_RUNS', home()/'runs'))
 
 def data_dir() -> Path: # in torchvision's layout
-    "Downloaded data sets: `SMOOTHINTERP_DATA`, or `data` at home."
+    "Folder of downloaded data sets: `SMOOTHINTERP_DATA` (default: `data` in `home()`)."
     return Path(os.environ.get('SMOOTHINTERP_DATA', home()/'data'))
 
-def figures_dir() -> Path: # pictures, executed notebooks, the tables they are drawn from
-    "Drawn figures: `figures` at home."
+def figures_dir() -> Path: # pictures, executed notebooks, and the tables behind the pictures
+    "Folder of drawn figures: `figures` in `home()`."
     return home()/'figures'
 
 # %% ../nbs/01_core.ipynb #files-07
 @contextmanager
 def atomic(
-    path: Path, # the file to be
+    path: Path, # file to write
 ): # yields the temporary path to write to
-    "Write `path` all or not at all; on any error the previous content stays and the temporary file goes."
+    "Write `path` completely or not at all. On any error, keep the old file and delete the temporary one."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -61,11 +61,11 @@ def atomic(
 # %% ../nbs/01_core.ipynb #files-08b
 @contextmanager
 def atomic_folder(
-    path: Path, # the folder to be
-): # yields an empty folder to fill
-    "Replace the folder `path` as a whole or not at all; on any error the previous one stays."
+    path: Path, # folder to write
+): # yields the path of an empty folder to fill
+    "Replace the folder `path` completely or not at all. On any error, keep the previous folder."
     path, before = Path(path), Path(f'{path}.before.part')
-    if before.exists() and not path.exists(): before.rename(path) # a process was killed at the last moment
+    if before.exists() and not path.exists(): before.rename(path) # killed between the two renames
     for old in path.parent.glob(f'{path.name}.*.part'): shutil.rmtree(old)
     part = Path(f'{path}.{os.getpid()}.part')
     part.mkdir(parents=True)
@@ -80,25 +80,26 @@ def atomic_folder(
         for old in (part, before): shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/01_core.ipynb #files-09
-class DamagedFile(ValueError): "A file whose content is not what was written."
+class DamagedFile(ValueError): "A file whose content differs from what was written."
 
 def write_json(path: Path, obj) -> None:
-    "Write `obj` as readable JSON, atomically."
+    "Write `obj` as indented JSON with sorted keys, atomically."
     with atomic(path) as part: part.write_text(json.dumps(obj, indent=1, sort_keys=True) + '\n')
 
 def read_json(path: Path):
-    "Read JSON; a damaged file is named."
+    "Read a JSON file. `DamagedFile` if it cannot be parsed."
     try: return json.loads(Path(path).read_text())
     except ValueError as e: raise damaged(path, e) from None
 
-def damaged(path: Path, why) -> DamagedFile: # to raise
-    "The error for a file that cannot be trusted: which, why, and what to do."
-    return DamagedFile(f'{path} is damaged ({why}). Delete it, or make it anew with force=True (smoothinterp sweep STUDY --widths W --force).')
+def damaged(path: Path, why) -> DamagedFile: # exception to raise
+    "Build the error for a damaged file: which file, why, and what to do."
+    return DamagedFile(f'{path} is damaged ({why}). Delete it, or make it anew with force=True '
+                       '(smoothinterp sweep STUDY --widths W --force).')
 
 # %% ../nbs/01_core.ipynb #files-12
 def digest(
-    tensors: dict[str, Tensor], # any device
-    meta: dict[str, str],       # what else is signed
+    tensors: dict[str, Tensor], # tensors by name, on any device
+    meta: dict[str, str],       # metadata to include
 ) -> str:                       # hexadecimal SHA-256
     "SHA-256 of tensors and metadata, independent of their order."
     import torch
@@ -108,12 +109,13 @@ def digest(
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
+# %% ../nbs/01_core.ipynb #files-12b
 def save_tensors(
-    path: Path,                 # *.safetensors
-    tensors: dict[str, Tensor], # what to keep
-    **meta,                     # anything JSON can hold, kept beside it
+    path: Path,                 # *.safetensors file to write
+    tensors: dict[str, Tensor], # tensors by name
+    **meta,                     # metadata, any values that JSON can represent
 ) -> None:
-    "Save tensors with their metadata and digest, atomically."
+    "Save tensors with metadata and checksum, atomically. `OSError` if the file cannot be written."
     from safetensors import SafetensorError
     from safetensors.torch import save_file
     meta = {k: json.dumps(v) for k, v in meta.items()}
@@ -122,17 +124,19 @@ def save_tensors(
         try: save_file(tensors, part, metadata=meta | {'sha256': digest(tensors, meta)})
         except SafetensorError as e: raise OSError(f'{path} cannot be written ({e})') from None
 
+# %% ../nbs/01_core.ipynb #files-12d
 def load_tensors(
-    path: Path, # written by `save_tensors`
-) -> tuple[dict[str, Tensor], dict]: # the tensors, the metadata
-    "Load tensors and check their digest. `FileNotFoundError`, or `DamagedFile` naming the file."
+    path: Path, # file written by `save_tensors`
+) -> tuple[dict[str, Tensor], dict]: # tensors by name, metadata
+    "Load tensors and verify their checksum. `FileNotFoundError`, or `DamagedFile` naming the file."
     from safetensors import safe_open
     if not Path(path).exists(): raise FileNotFoundError(f'no file {path}')
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = dict(f.metadata() or {}), {k: f.get_tensor(k).clone() for k in f.keys()}
     except Exception as e: raise damaged(path, e) from None
-    if meta.pop('sha256', None) != digest(tensors, meta): raise damaged(path, 'its checksum does not match')
+    if meta.pop('sha256', None) != digest(tensors, meta):
+        raise damaged(path, 'its checksum does not match')
     return tensors, {k: json.loads(v) for k, v in sorted(meta.items())}
 
 # %% ../nbs/01_core.ipynb #files-17
@@ -146,23 +150,26 @@ def frame_digest(df: pd.DataFrame) -> str: # hexadecimal SHA-256
         h.update(column.to_numpy().tobytes() if numeric else json.dumps(column.tolist()).encode())
     return h.hexdigest()
 
+# %% ../nbs/01_core.ipynb #files-17b
 def save_frame(
-    path: Path,       # *.parquet
-    df: pd.DataFrame, # tidy: one row a number
-    **meta,           # anything JSON can hold
+    path: Path,       # *.parquet file to write
+    df: pd.DataFrame, # tidy frame: one row per number
+    **meta,           # metadata, any values that JSON can represent
 ) -> None:
-    "Save a data frame with metadata and digest, atomically."
+    "Save a data frame with metadata and checksum, atomically."
     import pyarrow as pa
     import pyarrow.parquet as pq
     table = pa.Table.from_pandas(df, preserve_index=False)
     own = {'smoothinterp': json.dumps(meta | {'sha256': frame_digest(df)})}
     with atomic(path) as part:
-        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), part, compression='zstd')
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **own}), part,
+                       compression='zstd')
 
+# %% ../nbs/01_core.ipynb #files-17d
 def load_frame(
-    path: Path, # written by `save_frame`
-) -> tuple[pd.DataFrame, dict]: # the frame, the metadata
-    "Load a data frame and check its digest. `FileNotFoundError`, or `DamagedFile` naming the file."
+    path: Path, # file written by `save_frame`
+) -> tuple[pd.DataFrame, dict]: # data frame, metadata
+    "Load a data frame and verify its checksum. `FileNotFoundError`, or `DamagedFile` naming the file."
     import pyarrow.parquet as pq
     if not Path(path).exists(): raise FileNotFoundError(f'no file {path}')
     try:
@@ -174,17 +181,20 @@ def load_frame(
     return df, meta
 
 # %% ../nbs/01_core.ipynb #names-05
-def nearest(word: object, known: Iterable[str]) -> str:
-    "The end of a sentence: what was probably meant, or a full stop."
+def nearest(
+    word: object,         # what was given
+    known: Iterable[str], # valid words
+) -> str:                 # '; did you mean ...?', or '.' if no valid word is similar
+    "End of an error message: a suggestion, or a full stop."
     near = get_close_matches(str(word), list(known), 1)
     return f'; did you mean {near[0]!r}?' if near else '.'
 
 # %% ../nbs/01_core.ipynb #names-09
 def run_name(
-    stem: str,    # of the notebook or figure
-    params: dict, # what differs from its defaults
-) -> str:         # a file's name without its ending
-    "A run's name: strings as they are, everything else after its parameter's name."
+    stem: str,    # name of the notebook or figure
+    params: dict, # parameters that differ from their defaults
+) -> str:         # file name without its ending
+    "Name a result file after its parameters: strings as they are, other values after the parameter's name."
     def part(name, value):
         if isinstance(value, float): value = f'{value:.12g}'
         elif isinstance(value, str): name = ''

@@ -24,51 +24,56 @@ from .noise import asymmetric_noise, first_classes_noise, human_noise, symmetric
 # %% ../nbs/03_data.ipynb #data-05
 @dataclass(frozen=True)
 class Normalise:
-    "Channel normalisation: pixels in [0, 1] to network input, and back."
-    mean: tuple[float, ...] # one a channel, of pixels in [0, 1]
-    std: tuple[float, ...]  # one a channel
+    "Channel normalisation: maps pixels in [0, 1] to network input, and back."
+    mean: tuple[float, ...] # one value per channel, of pixels in [0, 1]
+    std: tuple[float, ...]  # one value per channel, of pixels in [0, 1]
 
     def _constants(self, x):
         if x.shape[-3] != len(self.mean):
-            raise ValueError(f'images of {x.shape[-3]} channels cannot be normalised by statistics of {len(self.mean)}')
-        return (torch.tensor(c, dtype=x.dtype, device=x.device)[:, None, None] for c in (self.mean, self.std))
+            raise ValueError(f'images of {x.shape[-3]} channels cannot be normalised '
+                             f'by statistics of {len(self.mean)}')
+        return (torch.tensor(c, dtype=x.dtype, device=x.device)[:, None, None]
+                for c in (self.mean, self.std))
 
-    def __call__(self, pixels: Tensor) -> Tensor: # [..., C, H, W] to the same shape
-        "Pixels in [0, 1] to network input."
+    def __call__(self, pixels: Tensor) -> Tensor: # [..., C, H, W] to [..., C, H, W]
+        "Map pixels in [0, 1] to network input. `ValueError` if the number of channels differs."
         mean, std = self._constants(pixels)
         return (pixels - mean) / std
 
-    def inverse(self, x: Tensor) -> Tensor: # [..., C, H, W] to the same shape
-        "Network input to pixels."
+    def inverse(self, x: Tensor) -> Tensor: # [..., C, H, W] to [..., C, H, W]
+        "Map network input to pixels. `ValueError` if the number of channels differs."
         mean, std = self._constants(x)
         return x * std + mean
 
-def to_pixels(images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 in [0, 1]
-    "Bytes to pixels in [0, 1]."
-    return images.float() / torch.tensor(255., device=images.device) # a GPU would multiply by 1 / 255, another rounding
+# %% ../nbs/03_data.ipynb #data-05b
+def to_pixels(images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
+    "Map bytes to pixels in [0, 1]."
+    # divide by a tensor: for a Python number a GPU multiplies by 1 / 255, which rounds differently
+    return images.float() / torch.tensor(255., device=images.device)
 
 # %% ../nbs/03_data.ipynb #data-08
 @dataclass(frozen=True)
 class Data:
-    "Images in memory with their labels, true and noisy."
+    "Images in memory with noisy and true labels. `ValueError` unless images are bytes and labels are valid."
     name: str
     x: Tensor      # training images, uint8 [N, C, H, W]
-    y: Tensor      # training labels, int64 [N], with noise if there is any
+    y: Tensor      # training labels, int64 [N], possibly noisy
     true: Tensor   # training labels without noise, int64 [N]
     x_test: Tensor # test images, uint8 [M, C, H, W]
     y_test: Tensor # test labels, int64 [M], never noisy
-    classes: int
-    normalise: Normalise
+    classes: int   # number of classes
+    normalise: Normalise # maps pixels to network input
 
     def __post_init__(self):
         for images in (self.x, self.x_test):
-            if images.dtype != torch.uint8: raise ValueError(f'images are kept as bytes, torch.uint8, not {images.dtype}')
+            if images.dtype != torch.uint8:
+                raise ValueError(f'images are kept as bytes, torch.uint8, not {images.dtype}')
         check_images(self.x, self.y, self.classes)
         check_images(self.x_test, self.y_test, self.classes)
 
     @property
     def corrupted(self) -> Tensor: # bool [N]
-        "Which training labels are wrong."
+        "Mask of the training labels that are wrong."
         return self.y != self.true
 
     @property
@@ -78,27 +83,37 @@ class Data:
 
     @property
     def corrupted_classes(self) -> Tensor: # bool [classes]
-        "Which classes have a wrong label; indexed by true labels, the images of those classes."
+        "Mask of the classes with at least one wrong label, by true class."
         return self.true[self.corrupted].bincount(minlength=self.classes) > 0
 
-    def inputs(self, images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 of the same shape
-        "Network input of stored images."
+    def inputs(self, images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
+        "Map stored images to network input."
         return self.normalise(to_pixels(images))
 
 # %% ../nbs/03_data.ipynb #data-10
-def check_images(x: Tensor, y: Tensor, classes: int) -> None:
-    "`ValueError` for anything that is not N images `[N, C, H, W]` with N labels in 0..classes-1."
+def check_images(
+    x: Tensor,    # images [N, C, H, W]
+    y: Tensor,    # labels [N]
+    classes: int, # number of classes
+) -> None:
+    "`ValueError` unless `x` is N > 0 finite images and `y` is N integer labels in 0..classes-1."
     if x.ndim != 4: raise ValueError(f'images must be a tensor [N, C, H, W], not {list(x.shape)}')
     if len(x) == 0: raise ValueError('there are no images: N is 0')
-    if x.is_floating_point() and not x.isfinite().all(): raise ValueError('images hold NaN or infinite pixels')
-    if y.shape != (len(x),): raise ValueError(f'labels must be a tensor [{len(x)}], one an image, not {list(y.shape)}')
-    if y.is_floating_point() or y.dtype == torch.bool: raise ValueError(f'labels must be integers, not {y.dtype}')
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError('images hold NaN or infinite pixels')
+    if y.shape != (len(x),):
+        raise ValueError(f'labels must be a tensor [{len(x)}], one an image, not {list(y.shape)}')
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f'labels must be integers, not {y.dtype}')
     if y.min() < 0 or y.max() >= classes:
-        raise ValueError(f'labels must lie in 0..{classes - 1}; they lie in {int(y.min())}..{int(y.max())}')
+        raise ValueError(f'labels must lie in 0..{classes - 1}; '
+                         f'they lie in {int(y.min())}..{int(y.max())}')
 
 # %% ../nbs/03_data.ipynb #data-13
-def digits(seed: int = 0) -> Data: # 1,000 train, 797 test, grey 8 x 8
-    "Scikit-learn's handwritten digits, split by `seed`."
+def digits(
+    seed: int = 0, # seed of the split
+) -> Data:         # 1,000 training and 797 test images, grey, 8 x 8
+    "Scikit-learn's handwritten digits, split at random."
     from sklearn.datasets import load_digits
     raw = load_digits()
     images = torch.from_numpy(raw.images * 255 / 16).round().to(torch.uint8)[:, None]
@@ -111,51 +126,56 @@ def digits(seed: int = 0) -> Data: # 1,000 train, 797 test, grey 8 x 8
 
 # %% ../nbs/03_data.ipynb #data-17
 NOISES = {'symmetric': symmetric_noise,                # both papers
-          'asymmetric': asymmetric_noise,              # paper A, section 4.5: its text
-          'asymmetric-official': first_classes_noise}  # and its code
+          'asymmetric': asymmetric_noise,              # paper A, section 4.5, its text
+          'asymmetric-official': first_classes_noise}  # paper A, section 4.5, its code
 
 def with_noise(
     data: Data,
-    rate: float,             # share of labels; of classes, for 'asymmetric'
-    seed: int,               # of the noise alone
-    kind: str = 'symmetric', # a name in NOISES
+    rate: float,             # share of wrong labels; for 'asymmetric', share of noisy classes
+    seed: int,               # seed of the noise only
+    kind: str = 'symmetric', # a key of NOISES
 ) -> Data:
-    "The same data with noise on the training labels; test labels stay clean. `ValueError` for an unknown kind."
+    "Copy of a data set with noise on the training labels. `ValueError` for an unknown kind."
     if kind not in NOISES: raise ValueError(f'no noise {kind!r}; there are {", ".join(NOISES)}')
     return replace(data, y=NOISES[kind](data.true, rate, data.classes, seed))
 
+# %% ../nbs/03_data.ipynb #data-17b
 def with_human_noise(
-    data: Data,                      # CIFAR-10 or CIFAR-100, whole or its first n images
+    data: Data,                      # CIFAR-10 or CIFAR-100, all of it or its first n images
     labels: str,                     # 'aggre', 'random1' to 'random3' or 'worse'; 'noisy' for CIFAR-100
-    file: str | Path | None = None,  # cifar10n.npz or cifar100n.npz in `data_dir()` without
+    file: str | Path | None = None,  # default: cifar10n.npz or cifar100n.npz in `data_dir()`
 ) -> Data:
-    "The same data with the labels that people gave (CIFAR-10N, CIFAR-100N). `FileNotFoundError` says where it looked."
+    "Copy of a data set with human labels (CIFAR-10N, CIFAR-100N). `FileNotFoundError` if there is no file."
     file = Path(file or data_dir()/f'{data.name}n.npz')
     if not file.exists():
-        raise FileNotFoundError(f'no human labels at {file}. CIFAR-10N and CIFAR-100N are at http://noisylabels.com; keep '
-                                'their arrays (clean_label, worse_label, ...) by numpy.savez, or name your file')
+        raise FileNotFoundError(f'no human labels at {file}. CIFAR-10N and CIFAR-100N are at '
+                                'http://noisylabels.com; keep their arrays (clean_label, worse_label, ...) '
+                                'by numpy.savez, or name your file')
     return replace(data, y=human_noise(data.true, labels, file))
 
 # %% ../nbs/03_data.ipynb #data-23
 def hold_out(
     data: Data,
-    n: int = 1000,   # images to hold out (the READMEs of both papers' code)
-    seed: int = 42,  # of the split (its default there)
-) -> tuple[Data, Tensor, Tensor]: # the rest; images uint8 [n, C, H, W] and true labels int64 [n]
-    "Take n training images away for validation, as `torch.utils.data.random_split` does. `ValueError` if none would be left."
-    if not 0 < n < len(data.y): raise ValueError(f'of {len(data.y)} training images 1..{len(data.y) - 1} can be held out, not {n}')
+    n: int = 1000,   # number of images to hold out (default: from both papers' README)
+    seed: int = 42,  # seed of the split (default: from both papers' README)
+) -> tuple[Data, Tensor, Tensor]: # remaining data; images uint8 [n, C, H, W] and true labels int64 [n]
+    "Hold out n training images, as `torch.utils.data.random_split` does. `ValueError` unless 0 < n < N."
+    if not 0 < n < len(data.y):
+        raise ValueError(f'of {len(data.y)} training images 1..{len(data.y) - 1} can be held out, not {n}')
     order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
     kept, held = order[:-n], order[-n:]
-    return replace(data, x=data.x[kept], y=data.y[kept], true=data.true[kept]), data.x[held], data.true[held]
+    return (replace(data, x=data.x[kept], y=data.y[kept], true=data.true[kept]),
+            data.x[held], data.true[held])
 
 # %% ../nbs/03_data.ipynb #data-27
 def torchvision_datasets():
-    "The module `torchvision.datasets`, also beside a CPU-only torch."
+    "Import `torchvision.datasets`, also with a CPU-only torch."
     folder = Path(importlib.util.find_spec('torchvision').submodule_search_locations[0])
     try:
         for library in folder.glob('_C*.so'): torch.ops.load_library(library)
     except OSError:
-        for op in ('nms', 'qnms'): _declare(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        for op in ('nms', 'qnms'):
+            _declare(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
     import torchvision.datasets
     return torchvision.datasets
 
@@ -165,6 +185,13 @@ def _declare(schema):
     if schema not in _declared:
         _declared[schema] = torch.library.Library('torchvision', 'FRAGMENT')
         _declared[schema].define(schema)
+
+# %% ../nbs/03_data.ipynb #data-27b
+def shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
+    "Average images down to `size` x `size` pixels. `ValueError` unless `size` divides their side."
+    if images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
+    return torch.cat([F.avg_pool2d(part.float(), images.shape[-1] // size).round().to(torch.uint8)
+                      for part in images.split(1000)])
 
 # %% ../nbs/03_data.ipynb #data-28
 CIFAR10 = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # both papers' constants
@@ -177,14 +204,9 @@ def _torchvision_data(kind, root):
     except RuntimeError: pass
     try: return [dataset(folder, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as e:
-        raise FileNotFoundError(f'{kind} is not in {folder} and could not be downloaded ({e}). Set SMOOTHINTERP_DATA '
+        raise FileNotFoundError(f'{kind} is not in {folder} and could not be downloaded ({e}). '
+                                'Set SMOOTHINTERP_DATA '
                                 f"to a folder that holds torchvision's {dataset.base_folder}.") from None
-
-def shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
-    "Images averaged down to `size` x `size`. `ValueError` unless that divides their size."
-    if images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
-    return torch.cat([F.avg_pool2d(part.float(), images.shape[-1] // size).round().to(torch.uint8)
-                      for part in images.split(1000)])
 
 def _cifar(kind, n, size, root, classes, normalise):
     train, test = _torchvision_data(kind, root)
@@ -192,33 +214,35 @@ def _cifar(kind, n, size, root, classes, normalise):
     y, y_test = (torch.tensor(d.targets) for d in (train, test))
     if n is not None and not 0 < n <= len(y): raise ValueError(f'n must lie in 1..{len(y)}, not be {n}')
     x, y = x[:n], y[:n]
-    return Data(kind.lower(), shrink(x, size), y, y.clone(), shrink(x_test, size), y_test, classes, normalise)
+    return Data(kind.lower(), shrink(x, size), y, y.clone(), shrink(x_test, size), y_test,
+                classes, normalise)
 
+# %% ../nbs/03_data.ipynb #data-28b
 def cifar10(
-    n: int | None = None,       # keep the first n training images; all 50,000 without
-    size: int = 32,             # 32, 16 or 8 pixels a side
-    root: Path | None = None,   # folder; `data_dir()` without
-) -> Data:                      # 50,000 train, 10,000 test, colour 32 x 32
-    "CIFAR-10 from torchvision's files, downloaded when absent. `FileNotFoundError` says where it looked."
+    n: int | None = None,       # keep the first n training images (default: all 50,000)
+    size: int = 32,             # pixels per side: 32, 16 or 8
+    root: Path | None = None,   # folder of the files (default: `data_dir()`)
+) -> Data:                      # 50,000 training and 10,000 test images, colour
+    "CIFAR-10 from torchvision's files. `FileNotFoundError` if they are missing and cannot be downloaded."
     return _cifar('CIFAR10', n, size, root, 10, CIFAR10)
 
 def cifar100(
-    n: int | None = None,       # keep the first n training images; all 50,000 without
-    size: int = 32,             # 32, 16 or 8 pixels a side
-    root: Path | None = None,   # folder; `data_dir()` without
-) -> Data:                      # 50,000 train, 10,000 test, colour 32 x 32, 100 fine classes
-    "CIFAR-100 with its fine labels, the same way."
+    n: int | None = None,       # keep the first n training images (default: all 50,000)
+    size: int = 32,             # pixels per side: 32, 16 or 8
+    root: Path | None = None,   # folder of the files (default: `data_dir()`)
+) -> Data:                      # 50,000 training and 10,000 test images, colour, 100 fine classes
+    "CIFAR-100 from torchvision's files. `FileNotFoundError` if they are missing and cannot be downloaded."
     return _cifar('CIFAR100', n, size, root, 100, CIFAR100)
 
 # %% ../nbs/03_data.ipynb #data-31
 def random_probe(
     kind: str,             # 'normal', 'uniform' or 'ball'
-    n: int,                # images
-    shape: tuple,          # C, H, W
-    normalise: Normalise,  # statistics of the data the network was trained on
-    seed: int = 1234,      # paper B's
+    n: int,                # number of images
+    shape: tuple,          # (C, H, W)
+    normalise: Normalise,  # statistics of the network's training data
+    seed: int = 1234,      # seed of the images (default: paper B's)
 ) -> Tensor:               # network input, float32 [n, C, H, W]
-    "Structureless images (paper B, 'beyond the data manifold'), without wrapping to bytes. `ValueError` for another kind."
+    "Random images without structure (paper B, 'beyond the data manifold'). `ValueError` for an unknown kind."
     g = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(c)[:, None, None] for c in (normalise.mean, normalise.std))
     gauss, flat = torch.randn(n, *shape, generator=g), torch.rand(n, *shape, generator=g)
@@ -230,35 +254,42 @@ def random_probe(
 
 # %% ../nbs/03_data.ipynb #own-05
 def statistics(images: Tensor) -> Normalise: # images: uint8 [N, C, H, W]
-    "The channels' own means and standard deviations."
+    "Mean and standard deviation of each channel. `ValueError` for a constant channel."
     std, mean = torch.std_mean(to_pixels(images), (0, 2, 3))
-    if not std.all(): raise ValueError('a channel has the same value in every pixel, so it cannot be normalised')
+    if not std.all():
+        raise ValueError('a channel has the same value in every pixel, so it cannot be normalised')
     return Normalise(tuple(mean.tolist()), tuple(std.tolist()))
 
 def to_bytes(x: Tensor) -> str:
-    "What to type to turn pixels x of another kind into bytes."
+    "Advice, for an error message, on how to convert images `x` of another type to bytes."
     if x.dtype == torch.bool: return 'type 255 * x.to(torch.uint8)'
     low, high = x.min().item(), x.max().item()
     if low < 0: return 'undo their normalisation first: x * std + mean'
-    if high <= 1: return 'leave out ToTensor, or type (255 * x).round().to(torch.uint8) for pixels in 0..1'
-    if high <= 255: return f'type x{".round()" if x.is_floating_point() else ""}.to(torch.uint8) for pixels in 0..255'
+    if high <= 1:
+        return 'leave out ToTensor, or type (255 * x).round().to(torch.uint8) for pixels in 0..1'
+    if high <= 255:
+        return f'type x{".round()" if x.is_floating_point() else ""}.to(torch.uint8) for pixels in 0..255'
     return f'their pixels go up to {high:g}: divide them, for 16 bits type (x // 257).to(torch.uint8)'
 
+# %% ../nbs/03_data.ipynb #own-05d
 def byte_images(images) -> Tensor: # uint8 [N, H, W] or [N, C, H, W], tensor or array, to uint8 [N, C, H, W]
-    "`ValueError` for images that are not bytes in 0..255, or have their channels last."
+    "Convert images to a tensor. `ValueError` unless they are bytes in 0..255 with channels before height."
     try: images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'images must be a tensor or an array, not a {type(images).__name__}; PIL images come in by from_dataset') from None
+        raise ValueError(f'images must be a tensor or an array, not a {type(images).__name__}; '
+                         'PIL images come in by from_dataset') from None
     if images.numel() and images.dtype != torch.uint8:
         raise ValueError(f'images must be bytes (uint8, 0..255), not {images.dtype}: {to_bytes(images)}')
-    if images.numel() and images.max() == 1: raise ValueError('images are bytes in 0..255; these are all 0 or 1: type 255 * x')
+    if images.numel() and images.max() == 1:
+        raise ValueError('images are bytes in 0..255; these are all 0 or 1: type 255 * x')
     if images.ndim == 4 and images.shape[3] <= 4 < images.shape[1]:
-        raise ValueError(f'images must be [N, C, H, W]; these are {list(images.shape)}: use images.permute(0, 3, 1, 2)')
+        raise ValueError(f'images must be [N, C, H, W]; these are {list(images.shape)}: '
+                         'use images.permute(0, 3, 1, 2)')
     return images[:, None] if images.ndim == 3 else images
 
 # %% ../nbs/03_data.ipynb #own-16
-def class_labels(y) -> Tensor: # whole numbers [N], tensor, array or list, to int64 [N]
-    "`ValueError` for labels that are names, fractions or one-hot."
+def class_labels(y) -> Tensor: # integers [N], tensor, array or list, to int64 [N]
+    "Convert labels to a tensor. `ValueError` for names, fractions, booleans and one-hot labels."
     try: y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError('labels must be integers, the classes numbered from 0: for names type '
@@ -273,35 +304,38 @@ def class_labels(y) -> Tensor: # whole numbers [N], tensor, array or list, to in
     return y.long()
 
 def check_normalise(normalise: Normalise, channels: int) -> None:
-    "`ValueError` for statistics of other channels, or of pixels in 0..255."
+    "`ValueError` unless statistics have `channels` channels and are of pixels in [0, 1]."
     if {len(normalise.mean), len(normalise.std)} != {channels}:
-        raise ValueError(f'normalise has {len(normalise.mean)} means and {len(normalise.std)} deviations for {channels} channels')
+        raise ValueError(f'normalise has {len(normalise.mean)} means and {len(normalise.std)} deviations '
+                         f'for {channels} channels')
     if max(*normalise.mean, *normalise.std) > 1 or min(normalise.std) <= 0:
-        raise ValueError(f'{normalise} must be of pixels in 0..1, with deviations above 0: divide statistics of bytes by 255')
+        raise ValueError(f'{normalise} must be of pixels in 0..1, with deviations above 0: '
+                         'divide statistics of bytes by 255')
 
 # %% ../nbs/03_data.ipynb #own-17
 def from_tensors(
-    name: str,                           # of the data set
-    x: Tensor, y: Tensor,                # training images, uint8 [N, C, H, W] or [N, H, W]; labels, integers [N]
-    x_test: Tensor, y_test: Tensor,      # test images and labels, the same way
-    classes: int | None = None,          # C; default: the largest label + 1
-    normalise: Normalise | None = None,  # of pixels in 0..1; default: the training images' own statistics
+    name: str,                           # name of the data set
+    x: Tensor, y: Tensor,                # training images, uint8 [N, C, H, W] or [N, H, W]; labels, int [N]
+    x_test: Tensor, y_test: Tensor,      # test images, uint8 [M, C, H, W] or [M, H, W]; labels, int [M]
+    classes: int | None = None,          # number of classes; default: largest label + 1
+    normalise: Normalise | None = None,  # statistics of pixels in 0..1; default: of the training images
 ) -> Data:
-    "Your own images. `ValueError` says what is wrong with them."
+    "Data set from tensors. `ValueError` says what is wrong with an invalid input and how to convert it."
     x, x_test, y, y_test = byte_images(x), byte_images(x_test), class_labels(y), class_labels(y_test)
     classes = classes or 1 + max((int(t.max()) for t in (y, y_test) if len(t)), default=0)
     check_images(x, y, classes)
     if x.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f'training images are {list(x.shape[1:])}, test images {list(x_test.shape[1:])}: they must be alike')
+        raise ValueError(f'training images are {list(x.shape[1:])}, test images {list(x_test.shape[1:])}: '
+                         'they must be alike')
     if normalise: check_normalise(normalise, x.shape[1])
     return Data(name, x, y, y.clone(), x_test, y_test, classes, normalise or statistics(x))
 
 # %% ../nbs/03_data.ipynb #own-10
-READ_AS = {'L': 'L', '1': 'L', 'RGB': 'RGB', 'P': 'RGB'} # mode of a PIL image: the mode that it is read in
+READ_AS = {'L': 'L', '1': 'L', 'RGB': 'RGB', 'P': 'RGB'} # mode of a PIL image: mode to convert it to
 DEEP = '(numpy.array(image) // 257).astype(numpy.uint8), if it has 16 bits'
 
 def picture(image) -> Tensor: # PIL image to uint8 [C, H, W]
-    "A PIL image of grey values, colours or a palette. `ValueError` for others."
+    "Read a PIL image of grey values, colours or a palette. `ValueError` for other modes."
     if image.mode in READ_AS and not (image.mode == 'P' and 'transparency' in image.info):
         pixels = torch.from_numpy(np.array(image.convert(READ_AS[image.mode])))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -309,49 +343,56 @@ def picture(image) -> Tensor: # PIL image to uint8 [C, H, W]
     extra = ' with transparency' if image.mode == 'P' else ''
     raise ValueError(f'a PIL image of mode {image.mode}{extra} cannot be read as it is: give {how}')
 
+# %% ../nbs/03_data.ipynb #own-10b
 def array_image(a: np.ndarray) -> Tensor: # [H, W], [H, W, C] or [C, H, W] with C up to 4, to [C, H, W]
-    "An array; `ValueError` if it is not clear which of its sizes is the channels."
-    pixels = torch.from_numpy(np.array(a, order='C')) # a copy: strides may be negative, and memory not writable
+    "Read an image from an array. `ValueError` if the channel dimension is ambiguous."
+    pixels = torch.from_numpy(np.array(a, order='C')) # copy: negative strides or read-only memory possible
     if a.ndim == 2: return pixels[None]
     last, first = (a.ndim == 3 and a.shape[i] <= 4 for i in (2, 0))
-    if last == first: raise ValueError(f'which size of an array {list(a.shape)} is its channels? Give a tensor [C, H, W]')
+    if last == first:
+        raise ValueError(f'which size of an array {list(a.shape)} is its channels? Give a tensor [C, H, W]')
     return pixels.permute(2, 0, 1) if last else pixels
 
-def one_image(image) -> Tensor: # [C, H, W], or [H, W] of a tensor
-    "A PIL image, an array or a tensor. `ValueError` for anything else."
+def one_image(image) -> Tensor: # [C, H, W]; a tensor may also be [H, W]
+    "Read a PIL image, an array or a tensor. `ValueError` for any other type."
     if isinstance(image, Tensor): return image
     if isinstance(image, np.ndarray): return array_image(image)
     if hasattr(image, 'mode') and hasattr(image, 'convert'): return picture(image)
     raise ValueError(f'an image must be a PIL image, an array or a tensor, not a {type(image).__name__}')
 
+# %% ../nbs/03_data.ipynb #own-10d
 def one_label(label) -> int:
-    "A whole number, or an array or tensor of a single one. `ValueError` for anything else."
+    "Read an integer, or an array or tensor with one integer. `ValueError` for anything else."
     a = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
     if a.size == 1 and a.dtype.kind in 'iu': return int(a.reshape(()))
-    if a.size > 1: raise ValueError(f'a label must be one integer, not {a.size} values: give int(label.argmax()) for one-hot labels')
+    if a.size > 1:
+        raise ValueError(f'a label must be one integer, not {a.size} values: '
+                         'give int(label.argmax()) for one-hot labels')
     how = 'number the classes from 0' if a.dtype.kind in 'UO' else 'give int(label), if it is a class'
     raise ValueError(f'a label must be an integer, not {label!r}: {how}')
 
 # %% ../nbs/03_data.ipynb #own-18
 def from_dataset(
-    train,                    # data set of (image, label), PIL images or bytes, without augmentation
-    test,                     # the same for testing
-    name: str | None = None,  # default: the class's name
-    **kw,                     # classes, normalise: see `from_tensors`
+    train,                    # training data set of pairs (image, label), without augmentation
+    test,                     # test data set of pairs (image, label), without augmentation
+    name: str | None = None,  # name of the data set; default: the training set's class in lower case
+    **kw,                     # `classes` and `normalise` of `from_tensors`
 ) -> Data:
-    "Any data set in the manner of `torchvision.datasets`, read into memory. `ValueError` for what cannot be read as it is."
+    "Read data sets in the style of `torchvision.datasets` into memory. `ValueError` for invalid items."
     return from_tensors(name or type(train).__name__.lower(), *_items(train), *_items(test), **kw)
 
 def _items(dataset):
     images, labels = zip(*(_pair(dataset[i], i) for i in range(len(dataset))))
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
-        how = 'crop or resize them' if len({s[0] for s in shapes}) == 1 else "convert all to one mode, as by image.convert('RGB')"
+        how = ('crop or resize them' if len({s[0] for s in shapes}) == 1
+               else "convert all to one mode, as by image.convert('RGB')")
         raise ValueError(f'all images must have one size, not {shapes[0]} and {shapes[-1]}: {how}')
     return torch.stack(images).contiguous(), torch.tensor(labels)
 
 def _pair(item, i):
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise ValueError(f'item {i} must be a pair (image, label), not a {type(item).__name__}: wrap the data set in one that returns pairs')
+        raise ValueError(f'item {i} must be a pair (image, label), not a {type(item).__name__}: '
+                         'wrap the data set in one that returns pairs')
     try: return one_image(item[0]), one_label(item[1])
     except (ValueError, TypeError) as e: raise ValueError(f'item {i}: {e}') from None

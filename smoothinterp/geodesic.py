@@ -25,41 +25,52 @@ from .measures import input_hvp, sharpness
 def segment_lengths(
     anchors: Tensor, # network inputs [N, P, K+1, C, H, W]
 ) -> Tensor:         # float64 [N, P, K]
-    "Euclidean lengths of a path's segments."
+    "Euclidean length of each segment of each path."
     return (anchors[:, :, 1:] - anchors[:, :, :-1]).flatten(3).norm(dim=3).double()
 
 def integrate(
-    values: Tensor,  # a measure at the anchors, [N, P, K+1]
-    lengths: Tensor, # of the segments, [N, P, K]
-) -> Tensor:         # [N, K+1]: volumes 0..K
-    "Length-normalised line integrals by the trapezoid rule, averaged over paths, for every volume (paper A, eq. 6)."
+    values: Tensor,  # values of a measure at the anchors, [N, P, K+1]
+    lengths: Tensor, # lengths of the segments, [N, P, K]
+) -> Tensor:         # one value per volume 0..K, [N, K+1]
+    "Length-normalised line integrals by the trapezoid rule, averaged over paths (paper A, eq. 6)."
     steps = (values[..., 1:] + values[..., :-1]) / 2 * lengths
     length = lengths.cumsum(-1)
     mean = torch.where(length > 0, steps.cumsum(-1) / length.clamp_min(1e-300), values[..., :1])
     return torch.cat([values[..., :1], mean], -1).mean(1)
 
 # %% ../nbs/09_geodesic.ipynb #geodesic-10
-def distinct(anchors: Tensor) -> Tensor: # [N, P, K+1, ...] to [N, 1 + P K, ...]
-    "The base image once, then the augmentations of every path."
+def distinct(
+    anchors: Tensor, # [N, P, K+1, ...]
+) -> Tensor:         # [N, 1 + P K, ...]
+    "The base image once, followed by the augmentations of every path."
     return torch.cat([anchors[:, 0, :1], anchors[:, :, 1:].flatten(1, 2)], 1)
 
-def along_paths(values: Tensor, paths: int) -> Tensor: # [N, 1 + P K] to [N, P, K+1]
-    "Values at distinct images, laid out along the paths again."
+def along_paths(
+    values: Tensor, # values at the distinct images, [N, 1 + P K]
+    paths: int,     # number of paths P
+) -> Tensor:        # values at the anchors, [N, P, K+1]
+    "Arrange values at the distinct images along the paths. The inverse of `distinct`."
     base = values[:, :1, None].expand(-1, paths, -1)
     return torch.cat([base, values[:, 1:].unflatten(1, (paths, -1))], 2)
 
+# %% ../nbs/09_geodesic.ipynb #geodesic-10d
 def validate_pixels(pixels) -> None:
-    "`ValueError` for images that are bytes or normalized inputs, not pixels in [0, 1]."
+    "`ValueError` unless images are pixels in [0, 1], for example if they are bytes or normalized inputs."
     first = torch.as_tensor(pixels[:64]).double()
     if first.numel() and not -.01 <= first.min() <= first.max() <= 1.01:
-        raise ValueError(f'pixels must lie in [0, 1]; these lie in {first.min():.3g}..{first.max():.3g}. Divide bytes by 255, and give images before '
-                         'they are normalized')
+        raise ValueError(f'pixels must lie in [0, 1]; these lie in {first.min():.3g}..{first.max():.3g}. '
+                         'Divide bytes by 255, and give images before they are normalized')
 
-def check_paths(anchors: Tensor, pixels: Tensor) -> Tensor: # the anchors
-    "`ValueError` unless `[N, P, K+1, C, H, W]`, finite, and starting at the images."
+def check_paths(
+    anchors: Tensor, # [N, P, K+1, C, H, W]
+    pixels: Tensor,  # the images that the paths start at, [N, C, H, W]
+) -> Tensor:         # the anchors, unchanged
+    "`ValueError` unless paths are `[N, P, K+1, C, H, W]`, finite, and start at the images."
     if anchors.ndim != 6 or anchors.shape[3:] != pixels.shape[1:] or len(anchors) != len(pixels):
-        raise ValueError(f'paths must be anchors [{len(pixels)}, P, K+1, {", ".join(map(str, pixels.shape[1:]))}], not {list(anchors.shape)}')
-    if not anchors.isfinite().all(): raise ValueError('a path is not finite: its anchors hold NaN or infinite pixels')
+        raise ValueError(f'paths must be anchors [{len(pixels)}, P, K+1, '
+                         f'{", ".join(map(str, pixels.shape[1:]))}], not {list(anchors.shape)}')
+    if not anchors.isfinite().all():
+        raise ValueError('a path is not finite: its anchors hold NaN or infinite pixels')
     if not torch.equal(anchors[:, :, 0], pixels[:, None].expand_as(anchors[:, :, 0])):
         raise ValueError('anchor 0 of every path must be the image itself')
     return anchors
@@ -69,13 +80,13 @@ def values_on_paths(
     model: nn.Module,
     pixels: Tensor,               # images in [0, 1], [N, C, H, W]
     y: Tensor,                    # labels [N]
-    normalise: Normalise,         # pixels to network input
-    measure: Callable,            # (model, x, y, *extras) to [n] or a dictionary of [n]; any of `measures`, or your own
-    path: Callable = svd_paths,   # pixels to anchors [N, P, K+1, C, H, W]
-    extras: tuple = (),           # tensors [N, 1 + P K, ...] that the measure also gets, one entry an image
-    progress: bool = False,
-) -> tuple[dict, Tensor]:         # measure to float64 [N, P, K+1]; segment lengths [N, P, K]
-    "Raw values of a measure at every anchor, from one pass over the distinct images, and the segments' lengths."
+    normalise: Normalise,         # maps pixels to network input
+    measure: Callable,            # (model, x, y, *extras) to [n] or a dictionary of [n]
+    path: Callable = svd_paths,   # maps pixels to anchors [N, P, K+1, C, H, W]
+    extras: tuple = (),           # further arguments of the measure, tensors [N, 1 + P K, ...]
+    progress: bool = False,       # show a progress bar
+) -> tuple[dict, Tensor]:         # float64 [N, P, K+1] by measure; segment lengths [N, P, K]
+    "Evaluate a measure at every anchor in one pass over distinct images. `ValueError` for invalid inputs."
     model = validated_model(model)
     validate_pixels(pixels)
     validate_inputs(pixels, y)
@@ -88,15 +99,19 @@ def values_on_paths(
         parts.append(_at_anchors(model, x, y[i:i + size], measure, [e[i:i + size] for e in extras]))
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, torch.cat(lengths)
 
+# %% ../nbs/09_geodesic.ipynb #geodesic-11b
 def _at_anchors(model, anchors, y, measure, extras):
     points, P = distinct(anchors), anchors.shape[1]
     D = points.shape[1]
-    values = measure(model, points.flatten(0, 1), torch.as_tensor(y).repeat_interleave(D), *(e.flatten(0, 1) for e in extras))
+    values = measure(model, points.flatten(0, 1), torch.as_tensor(y).repeat_interleave(D),
+                     *(e.flatten(0, 1) for e in extras))
     if isinstance(values, Tensor): values = {getattr(measure, '__name__', 'value'): values}
     return {k: along_paths(v.unflatten(0, (-1, D)), P) for k, v in values.items()}
 
-def volumes(*args, **kw) -> dict: # measure to float64 [N, K+1], volumes 0..K
-    "A measure integrated over growing volumes around every sample; arguments as for `values_on_paths` (paper A, eq. 6)."
+def volumes(*args, **kw) -> dict: # float64 [N, K+1] by measure: volumes 0..K
+    """Integrate a measure over growing volumes around every sample (paper A, eq. 6).
+
+    Takes the arguments of `values_on_paths`."""
     values, lengths = values_on_paths(*args, **kw)
     return {k: integrate(v, lengths) for k, v in values.items()}
 
@@ -105,25 +120,28 @@ def volumes(*args, **kw) -> dict: # measure to float64 [N, K+1], volumes 0..K
 def _sharpness(model, x, y, draws, *, normalise, clamp, hvp):
     return sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y, hvp=hvp)
 
+# %% ../nbs/09_geodesic.ipynb #geodesic-18b
 def sharpness_volumes(
     model: nn.Module,
     pixels: Tensor,             # images in [0, 1], [N, C, H, W]
     y: Tensor,                  # labels [N]
-    normalise: Normalise,       # pixels to network input
-    path: Callable = svd_paths, # pixels to anchors [N, P, K+1, C, H, W]
-    copies: int = 4,            # M displaced copies for the tangent Hessian
-    clamp: bool = False,        # clamp displaced pixels, as paper A's code does
-    seed: int = 44,             # of the colour changes
-    parts: bool = False,        # the tangent Hessian's smooth and kink part too
-    progress: bool = False,
-) -> dict:                      # float64 [N, K+1] for accuracy, cross_entropy, loss_jacobian, tangent_hessian, and its parts
-    "The four measures of paper A's Figure 2 over every volume, from one fused pass over distinct images."
+    normalise: Normalise,       # maps pixels to network input
+    path: Callable = svd_paths, # maps pixels to anchors [N, P, K+1, C, H, W]
+    copies: int = 4,            # number of displaced copies M for the tangent Hessian
+    clamp: bool = False,        # clamp displaced pixels to [0, 1], as paper A's code does
+    seed: int = 44,             # seed of the colour changes
+    parts: bool = False,        # also compute the tangent Hessian's smooth part and kink part
+    progress: bool = False,     # show a progress bar
+) -> dict:                      # float64 [N, K+1] by measure
+    "Accuracy, cross-entropy, loss Jacobian and tangent Hessian over every volume (paper A, Figure 2)."
     model = validated_model(model)
     validate_inputs(pixels, y)
     D = distinct(path(finite(plain(pixels[:1])))).shape[1]
     draws = colour_draws(len(pixels) * D, pixels.shape[1], copies, seed=seed).unflatten(0, (-1, D))
     batch = max(1, default_batch(model, pixels) // (copies + 1))
     if parts:
-        with frozen(model): confirm_input_derivatives(model, to_model(model, normalise(finite(plain(pixels[:1])))))
-    measure = partial(_sharpness, normalise=normalise, clamp=clamp, hvp=input_hvp if parts else None, batch=batch)
+        with frozen(model):
+            confirm_input_derivatives(model, to_model(model, normalise(finite(plain(pixels[:1])))))
+    measure = partial(_sharpness, normalise=normalise, clamp=clamp,
+                      hvp=input_hvp if parts else None, batch=batch)
     return volumes(model, pixels, y, normalise, measure, path, (draws,), progress)

@@ -16,25 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../nbs/04_models.ipynb #models-05
-def channels(width: float) -> list[int]: # of the four convolutions
-    "Channels of the four stages, max(1, round(w 2^i))."
+def channels(width: float) -> list[int]: # one number per stage
+    "Numbers of channels of the four stages, max(1, round(w 2^i)) for i = 0..3."
     return [max(1, round(width * 2**i)) for i in range(4)]
-
-def convnet(
-    width: float,         # base width w
-    classes: int = 10,    # C
-    in_channels: int = 3, # 1 for grey images
-    size: int = 32,       # pixels a side, a multiple of 8
-    pool: str = 'max',    # 'max' in paper A, 'avg' in paper B
-) -> nn.Sequential:       # images [N, in_channels, size, size] to logits [N, C]
-    "The five-layer ConvNet of both papers (paper A, section 4)."
-    if size % 8: raise ValueError(f'the ConvNet pools images down by 1, 2, 2 and size/4, so size must be a multiple of 8, not {size}')
-    layers, c_in = OrderedDict(), in_channels
-    for i, (c_out, p) in enumerate(zip(channels(width), (1, 2, 2, size // 4)), 1):
-        layers[f'conv{i}'] = nn.Conv2d(c_in, c_out, 3, padding=1)
-        layers.update(_pooled_relu(i, pool, p))
-        c_in = c_out
-    return nn.Sequential(layers | dict(flatten=nn.Flatten(), linear=nn.Linear(c_in, classes)))
 
 def _pooled_relu(i, pool, p):
     relu = {f'relu{i}': nn.ReLU()}
@@ -43,9 +27,28 @@ def _pooled_relu(i, pool, p):
     if pool == 'avg': return relu | {f'pool{i}': nn.AvgPool2d(p)}
     raise ValueError(f"pool must be 'max' or 'avg', not {pool!r}")
 
+# %% ../nbs/04_models.ipynb #models-05c
+def convnet(
+    width: float,         # base width w
+    classes: int = 10,    # number of classes C
+    in_channels: int = 3, # channels of the images (1 = grey)
+    size: int = 32,       # pixels per side, a multiple of 8
+    pool: str = 'max',    # 'max' (paper A) or 'avg' (paper B)
+) -> nn.Sequential:       # images [N, in_channels, size, size] to logits [N, C]
+    "Five-layer ConvNet of both papers (paper A, section 4). `ValueError` for an invalid `size` or `pool`."
+    if size % 8:
+        raise ValueError('the ConvNet pools images down by 1, 2, 2 and size/4, '
+                         f'so size must be a multiple of 8, not {size}')
+    layers, c_in = OrderedDict(), in_channels
+    for i, (c_out, p) in enumerate(zip(channels(width), (1, 2, 2, size // 4)), 1):
+        layers[f'conv{i}'] = nn.Conv2d(c_in, c_out, 3, padding=1)
+        layers.update(_pooled_relu(i, pool, p))
+        c_in = c_out
+    return nn.Sequential(layers | dict(flatten=nn.Flatten(), linear=nn.Linear(c_in, classes)))
+
 # %% ../nbs/04_models.ipynb #models-09
 def parameter_count(model: nn.Module) -> int: # weights and biases
-    "Number of trainable parameters."
+    "Number of parameters of a network."
     return sum(p.numel() for p in model.parameters())
 
 # %% ../nbs/04_models.ipynb #models-13
@@ -54,41 +57,48 @@ def _conv(name, c_in, c_out, stride, batch_norm): # layers by name
     return conv | ({f'norm{name}': nn.BatchNorm2d(c_out)} if batch_norm else {})
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution that drops the pixels it steps over first.
+    """1 x 1 convolution without bias that selects every stride-th pixel first.
 
-    With oneDNN's own stride, the weight gradient of fewer than 16 channels (without AVX-512: 8) may be wrong or crash:
-    it writes past its scratchpad where input or weight is channels_last (oneDNN 3.12, tests/test_machines.py)."""
+    With oneDNN's own stride, the weight gradient for fewer than 16 channels (8 without AVX-512)
+    may be wrong or crash: oneDNN writes past its scratchpad if the input or the weight is
+    channels_last (oneDNN 3.12, tests/test_machines.py)."""
     def forward(self, x: Tensor) -> Tensor: # [N, c_in, H, W] to [N, c_out, H / stride, W / stride]
         return F.conv2d(x[..., ::self.stride[0], ::self.stride[1]], self.weight)
 
+# %% ../nbs/04_models.ipynb #models-13b
 class Block(nn.Module):
-    "Two 3 x 3 convolutions beside a shortcut, a ReLU after their sum (post-activation)."
+    "Residual block: two 3 x 3 convolutions, a shortcut, and a ReLU after their sum (post-activation)."
     def __init__(self, c_in: int, c_out: int, stride: int, batch_norm: bool):
         super().__init__()
-        first, second = _conv(1, c_in, c_out, stride, batch_norm), _conv(2, c_out, c_out, 1, batch_norm)
+        first, second = (_conv(1, c_in, c_out, stride, batch_norm),
+                         _conv(2, c_out, c_out, 1, batch_norm))
         self.branch = nn.Sequential(OrderedDict(first | dict(relu=nn.ReLU()) | second))
-        self.shortcut = nn.Identity() if c_in == c_out and stride == 1 else Pointwise(c_in, c_out, 1, stride, bias=False)
+        self.shortcut = (nn.Identity() if c_in == c_out and stride == 1
+                         else Pointwise(c_in, c_out, 1, stride, bias=False))
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor: # [N, c_in, H, W] to [N, c_out, H / stride, W / stride]
         return self.relu(self.branch(x) + self.shortcut(x))
 
+# %% ../nbs/04_models.ipynb #models-13d
 def resnet18(
     width: float,             # base width w
-    classes: int = 10,        # C
-    in_channels: int = 3,     # 1 for grey images
-    size: int = 32,           # pixels a side; any, the last pool is global
-    batch_norm: bool = True,  # paper A; paper B without
+    classes: int = 10,        # number of classes C
+    in_channels: int = 3,     # channels of the images (1 = grey)
+    size: int = 32,           # pixels per side; not used, since the last pooling is global
+    batch_norm: bool = True,  # True (paper A) or False (paper B)
 ) -> nn.Sequential:           # images [N, in_channels, size, size] to logits [N, C]
-    "ResNet18 by base width (paper A, section 4; paper B)."
+    "ResNet18 of a given base width (paper A, section 4; paper B)."
     widths = channels(width)
     layers = OrderedDict(_conv(0, in_channels, widths[0], 1, batch_norm) | dict(relu=nn.ReLU()))
     for i, (c_in, c_out) in enumerate(zip(widths[:1] + widths, widths), 1):
-        layers[f'stage{i}'] = nn.Sequential(Block(c_in, c_out, 1 if i == 1 else 2, batch_norm), Block(c_out, c_out, 1, batch_norm))
-    return nn.Sequential(layers | dict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(widths[3], classes)))
+        layers[f'stage{i}'] = nn.Sequential(Block(c_in, c_out, 1 if i == 1 else 2, batch_norm),
+                                            Block(c_out, c_out, 1, batch_norm))
+    return nn.Sequential(layers | dict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
+                                       linear=nn.Linear(widths[3], classes)))
 
 # %% ../nbs/04_models.ipynb #models-20
-HEADS = 6 # of ViT-S
+HEADS = 6 # number of attention heads of ViT-S
 
 class Attention(nn.Module):
     "Self-attention with `HEADS` heads."
@@ -96,19 +106,20 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
-    def forward(self, z: Tensor) -> Tensor: # tokens [N, T, d] to the same shape
-        q, k, v = self.qkv(z).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4) # each [N, heads, T, d / heads]
+    def forward(self, z: Tensor) -> Tensor: # tokens [N, T, d] to tokens [N, T, d]
+        # q, k, v: each [N, heads, T, d / heads]
+        q, k, v = self.qkv(z).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.mT / q.shape[-1]**.5).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 class EncoderBlock(nn.Module):
-    "Attention and a two-layer MLP of four times the dimension, each after a LayerNorm and added to its input."
+    "Pre-norm transformer block: attention, then a two-layer MLP with 4 d hidden units, both residual."
     def __init__(self, dim: int):
         super().__init__()
         self.norm1, self.attention, self.norm2 = nn.LayerNorm(dim), Attention(dim), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, z: Tensor) -> Tensor: # tokens [N, T, d] to the same shape
+    def forward(self, z: Tensor) -> Tensor: # tokens [N, T, d] to tokens [N, T, d]
         z = z + self.attention(self.norm1(z))
         return z + self.mlp(self.norm2(z))
 
@@ -119,7 +130,7 @@ class ViT(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(in_channels, dim, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = nn.Parameter(.02 * torch.randn(1, (size // patch)**2 + 1, dim)) # as torchvision's
+        self.positions = nn.Parameter(.02 * torch.randn(1, (size // patch)**2 + 1, dim)) # as in torchvision
         self.blocks = nn.Sequential(*(EncoderBlock(dim) for _ in range(depth)))
         self.norm, self.linear = nn.LayerNorm(dim), nn.Linear(dim, classes)
 
@@ -128,52 +139,75 @@ class ViT(nn.Module):
         z = torch.cat([self.token.expand(len(z), -1, -1), z], 1) + self.positions
         return self.linear(self.norm(self.blocks(z)[:, 0]))
 
+# %% ../nbs/04_models.ipynb #models-22a
 def vit(
     width: int,                 # embedding dimension d, a multiple of 6; paper B: 6 to 384
-    classes: int = 10,          # C
-    in_channels: int = 3,       # 1 for grey images
-    size: int = 32,             # pixels a side, a multiple of the patch
-    depth: int = 12,            # blocks, ViT-S's
-    patch: int | None = None,   # pixels a side; size / 8, at least 2, without
+    classes: int = 10,          # number of classes C
+    in_channels: int = 3,       # channels of the images (1 = grey)
+    size: int = 32,             # pixels per side, a multiple of the patch
+    depth: int = 12,            # number of blocks; ViT-S has 12
+    patch: int | None = None,   # pixels per side of a patch; default: size / 8, at least 2
 ) -> ViT:                       # images [N, in_channels, size, size] to logits [N, C]
-    "Vision transformer by embedding dimension (paper B)."
+    "Vision transformer by embedding dimension (paper B). `ValueError` if `width` or `patch` is invalid."
     patch = patch or max(2, size // 8)
     if width % HEADS or width < HEADS:
-        raise ValueError(f"the width of a vit is its embedding dimension, a multiple of {HEADS} such as 6, 12 or 384, not {width}")
-    if size % patch: raise ValueError(f'patches of {patch} x {patch} do not tile images of {size} x {size}: give another patch')
+        raise ValueError("the width of a vit is its embedding dimension, "
+                         f"a multiple of {HEADS} such as 6, 12 or 384, not {width}")
+    if size % patch:
+        raise ValueError(f'patches of {patch} x {patch} do not tile images of {size} x {size}: '
+                         'give another patch')
     return ViT(int(width), classes, in_channels, size, depth, patch)
 
 # %% ../nbs/04_models.ipynb #models-28
 def mlp(
-    width: float,         # hidden units, rounded
-    classes: int = 10,    # C
-    in_channels: int = 3, # of the images
-    size: int = 32,       # pixels a side
-    depth: int = 3,       # linear layers, at least 2
+    width: float,         # units per hidden layer, rounded
+    classes: int = 10,    # number of classes C
+    in_channels: int = 3, # channels of the images
+    size: int = 32,       # pixels per side
+    depth: int = 3,       # number of linear layers, at least 2
 ) -> nn.Sequential:       # images [N, in_channels, size, size] to logits [N, C]
-    "Linear layers with ReLUs between them. `ValueError` for less than two."
+    "Dense network: linear layers with ReLUs in between. `ValueError` for fewer than two linear layers."
     if depth < 2: raise ValueError(f'a dense network has a width from depth 2 on, not with {depth}')
     units = [in_channels * size**2] + [max(1, round(width))] * (depth - 1)
     layers = OrderedDict(flatten=nn.Flatten())
-    for i, (a, b) in enumerate(zip(units, units[1:]), 1): layers |= {f'linear{i}': nn.Linear(a, b), f'relu{i}': nn.ReLU()}
+    for i, (a, b) in enumerate(zip(units, units[1:]), 1):
+        layers |= {f'linear{i}': nn.Linear(a, b), f'relu{i}': nn.ReLU()}
     return nn.Sequential(layers | {f'linear{depth}': nn.Linear(units[-1], classes)})
+
+# %% ../nbs/04_models.ipynb #models-31a
+def _he(layer):
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(layer.weight)
+        if layer.bias is not None: nn.init.zeros_(layer.bias)
+
+def _fixup(model):
+    blocks = [m for m in model.modules() if isinstance(m, Block)]
+    if not blocks:
+        raise ValueError("'fixup' starts the blocks of a ResNet; "
+                         "for other families init is 'pytorch' or 'he'")
+    for block in blocks:
+        nn.init.kaiming_normal_(block.branch.conv1.weight, mode='fan_out')
+        block.branch.conv1.weight.data /= len(blocks)**.5
+    for p in [p for layer in [b.branch.conv2 for b in blocks] + [model.linear] for p in layer.parameters()]:
+        nn.init.zeros_(p)
 
 # %% ../nbs/04_models.ipynb #models-32
 FAMILIES = {'convnet-a': partial(convnet, pool='max'), 'convnet-b': partial(convnet, pool='avg'),
             'resnet18': resnet18, 'resnet18-plain': partial(resnet18, batch_norm=False), # papers A and B
             'vit': vit, 'mlp': mlp}
-INITS = {'pytorch': lambda model: None, 'he': lambda model: model.apply(_he), 'fixup': lambda model: _fixup(model)}
+INITS = {'pytorch': lambda model: None, 'he': lambda model: model.apply(_he),
+         'fixup': lambda model: _fixup(model)}
 
 def build(
-    family: str,               # a name in FAMILIES
-    width: float,              # base width, above 0; embedding dimension of a vit
-    classes: int = 10,         # C
-    in_channels: int = 3,      # of the images
-    size: int = 32,            # pixels a side
+    family: str,               # a key of FAMILIES
+    width: float,              # base width above 0; embedding dimension for a ViT
+    classes: int = 10,         # number of classes C
+    in_channels: int = 3,      # channels of the images
+    size: int = 32,            # pixels per side
     init: str = 'pytorch',     # 'pytorch', 'he' or, for ResNets, 'fixup'
-    seed: int = 0,             # of the initial weights
-) -> nn.Module:                # images to logits
-    "A network of a family, its weights drawn from `seed`."
+    seed: int = 0,             # seed of the initial weights
+) -> nn.Module:                # images [N, in_channels, size, size] to logits [N, C]
+    "Network of a family with weights drawn from `seed`. `ValueError` for an invalid family, width or init."
     if family not in FAMILIES: raise ValueError(f'no family {family!r}; there are {", ".join(FAMILIES)}')
     if init not in INITS: raise ValueError(f'init must be one of {", ".join(INITS)}, not {init!r}')
     if not (isfinite(width) and width > 0): raise ValueError(f'a base width must be above 0, not {width}')
@@ -182,16 +216,3 @@ def build(
         model = FAMILIES[family](width, classes, in_channels, size)
         INITS[init](model)
     return model
-
-def _he(layer):
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        nn.init.kaiming_normal_(layer.weight)
-        if layer.bias is not None: nn.init.zeros_(layer.bias)
-
-def _fixup(model):
-    blocks = [m for m in model.modules() if isinstance(m, Block)]
-    if not blocks: raise ValueError("'fixup' starts the blocks of a ResNet; for other families init is 'pytorch' or 'he'")
-    for block in blocks:
-        nn.init.kaiming_normal_(block.branch.conv1.weight, mode='fan_out')
-        block.branch.conv1.weight.data /= len(blocks)**.5
-    for p in [p for layer in [b.branch.conv2 for b in blocks] + [model.linear] for p in layer.parameters()]: nn.init.zeros_(p)

@@ -15,16 +15,16 @@ from torch import Tensor
 
 # %% ../nbs/02_noise.ipynb #noise-05
 def check_rate(rate: float) -> None:
-    "`ValueError` for a share outside 0..1."
+    "Raise `ValueError` if a noise rate lies outside 0..1."
     if not 0 <= rate <= 1: raise ValueError(f'the noise rate must lie in 0..1, not {rate}')
 
 def symmetric_noise(
-    true: Tensor, # labels, int64 [N]
+    true: Tensor, # true labels, int64 [N]
     rate: float,  # share of wrong labels, 0..1
-    classes: int, # C
-    seed: int,    # of the noise alone
-) -> Tensor:      # labels, int64 [N]; `noisy != true` is the mask of corrupted ones
-    "Labels of which exactly round(rate N) are changed, each to a uniformly random other class (both papers)."
+    classes: int, # number of classes C
+    seed: int,    # seed of the noise only
+) -> Tensor:      # noisy labels, int64 [N]; `noisy != true` is the mask of wrong labels
+    "Change exactly round(rate N) labels, each to a uniformly random other class (both papers)."
     check_rate(rate)
     rng = np.random.default_rng(seed)
     shift = torch.from_numpy(rng.integers(1, classes, len(true)))
@@ -37,12 +37,12 @@ def symmetric_noise(
 WITHIN = .8 # share of wrong labels inside a noisy class (paper A, section 4.5)
 
 def noise_within(
-    true: Tensor,               # labels, int64 [N]
-    noisy_classes: list[int],   # the classes to corrupt
-    classes: int,               # C
-    rng: np.random.Generator,   # source of the noise
-) -> Tensor:                    # labels, int64 [N]
-    "Labels of which, in each noisy class, exactly round(0.8 of its size) are changed, each to a random other class."
+    true: Tensor,               # true labels, int64 [N]
+    noisy_classes: list[int],   # classes to corrupt
+    classes: int,               # number of classes C
+    rng: np.random.Generator,   # random generator of the noise
+) -> Tensor:                    # noisy labels, int64 [N]
+    "In each noisy class, change exactly round(0.8 x its size) labels, each to a random other class."
     shift, noisy = torch.from_numpy(rng.integers(1, classes, len(true))), true.clone()
     for c in noisy_classes:
         members = torch.from_numpy(rng.permutation((true == c).nonzero()[:, 0].numpy()))
@@ -50,52 +50,66 @@ def noise_within(
         noisy[drawn] = (c + shift[drawn]) % classes
     return noisy
 
+# %% ../nbs/02_noise.ipynb #noise-10b
 def asymmetric_noise(
-    true: Tensor, # labels, int64 [N]
+    true: Tensor, # true labels, int64 [N]
     rate: float,  # share of the classes that are noisy, 0..1
-    classes: int, # C
-    seed: int,    # of the noise alone: which classes, which labels, what they become
-) -> Tensor:      # labels, int64 [N]
-    "Noise in round(rate C) classes drawn at random, 80 % of the labels of each: about 0.8 `rate` of all (paper A's text)."
+    classes: int, # number of classes C
+    seed: int,    # seed of the noise only: which classes, which labels, which new labels
+) -> Tensor:      # noisy labels, int64 [N]
+    "Corrupt 80 % of the labels of round(rate C) random classes, about 0.8 `rate` of all (paper A's text)."
     check_rate(rate)
     rng = np.random.default_rng(seed)
     return noise_within(true, rng.permutation(classes)[:round(rate * classes)].tolist(), classes, rng)
 
+# %% ../nbs/02_noise.ipynb #noise-10d
 def first_classes_noise(
-    true: Tensor, # labels, int64 [N]
+    true: Tensor, # true labels, int64 [N]
     rate: float,  # share of wrong labels, 0..0.8
-    classes: int, # C
-    seed: int,    # of the noise alone: which labels, what they become
-) -> Tensor:      # labels, int64 [N]
-    "Noise in the first round(rate N) // int(0.8 N / C) classes, 80 % of the labels of each (paper A's code)."
-    if not 0 <= rate <= WITHIN: raise ValueError(f'with {WITHIN:.0%} noise in a noisy class the rate must lie in 0..{WITHIN}, not {rate}')
+    classes: int, # number of classes C
+    seed: int,    # seed of the noise only: which labels, which new labels
+) -> Tensor:      # noisy labels, int64 [N]
+    "Corrupt 80 % of the labels of the first round(rate N) // int(0.8 N / C) classes (paper A's code)."
+    if not 0 <= rate <= WITHIN:
+        raise ValueError(f'with {WITHIN:.0%} noise in a noisy class the rate must lie in 0..{WITHIN}, '
+                         f'not {rate}')
     per_class = int(WITHIN * len(true) / classes)
-    if not per_class: raise ValueError(f'{len(true)} labels are too few for noise in some of {classes} classes')
-    return noise_within(true, list(range(round(rate * len(true)) // per_class)), classes, np.random.default_rng(seed))
+    if not per_class:
+        raise ValueError(f'{len(true)} labels are too few for noise in some of {classes} classes')
+    return noise_within(true, list(range(round(rate * len(true)) // per_class)), classes,
+                        np.random.default_rng(seed))
 
 # %% ../nbs/02_noise.ipynb #noise-12
 def label_counts(
-    true: Tensor,  # labels, int64 [N]
-    given: Tensor, # labels, int64 [N]
-    classes: int,  # C
-) -> Tensor:       # int64 [C, C], a row a true class, a column a given one
-    "How often each true class was given each label."
+    true: Tensor,  # true labels, int64 [N]
+    given: Tensor, # given labels, int64 [N]
+    classes: int,  # number of classes C
+) -> Tensor:       # counts, int64 [C, C]: one row per true class, one column per given class
+    "Count how often each true class was given each label."
     return (true * classes + given).bincount(minlength=classes**2).view(classes, classes)
 
 # %% ../nbs/02_noise.ipynb #noise-19
 def human_noise(
-    true: Tensor,        # labels of the data set, int64 [N], in its order; a beginning of it is enough
-    labels: str,         # whose answers: 'aggre', 'random1', 'worse', ... or 'noisy'
-    file: str | Path,    # .npz with clean_label, worse_label, ...
-) -> Tensor:             # labels, int64 [N]
-    "Labels that people gave (CIFAR-10N, CIFAR-100N). `ValueError` unless the file's clean labels are the data's."
-    with np.load(file) as z: answers = {k.replace('_label', ''): torch.from_numpy(z[k].astype(np.int64)) for k in z.files}
+    true: Tensor,        # labels of the data set or of its first N images, int64 [N], in its order
+    labels: str,         # which human labels: 'aggre', 'random1', 'worse', ... or 'noisy'
+    file: str | Path,    # .npz file with the arrays clean_label, worse_label, ...
+) -> Tensor:             # human labels, int64 [N]
+    "Labels given by annotators (CIFAR-10N, CIFAR-100N). `ValueError` if the clean labels differ from `true`."
+    with np.load(file) as z:
+        answers = {k.replace('_label', ''): torch.from_numpy(z[k].astype(np.int64))
+                   for k in z.files}
     clean = answers.pop('clean', None)
-    if clean is None: raise ValueError(f'{file} has no clean_label to compare with; it holds {", ".join(answers) or "nothing"}')
+    if clean is None:
+        raise ValueError(f'{file} has no clean_label to compare with; '
+                         f'it holds {", ".join(answers) or "nothing"}')
     choices = [k for k, v in answers.items() if len(v) == len(clean) and 'coarse' not in k]
-    if labels not in choices: raise ValueError(f'no labels {labels!r} in {file}; there are {", ".join(choices)}')
-    if len(clean) < len(true): raise ValueError(f'{file} has {len(clean)} labels, too few for {len(true)} images')
+    if labels not in choices:
+        raise ValueError(f'no labels {labels!r} in {file}; there are {", ".join(choices)}')
+    if len(clean) < len(true):
+        raise ValueError(f'{file} has {len(clean)} labels, too few for {len(true)} images')
     differ = int((clean[:len(true)] != true).sum())
-    if differ: raise ValueError(f"{differ} of {len(true)} clean labels of {file} are not the data's: it belongs to another "
-                                'data set, or the data are in another order (give them their labels before you split them)')
+    if differ:
+        raise ValueError(f"{differ} of {len(true)} clean labels of {file} are not the data's: "
+                         'it belongs to another data set, or the data are in another order '
+                         '(give them their labels before you split them)')
     return answers[labels][:len(true)]

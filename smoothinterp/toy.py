@@ -16,44 +16,50 @@ from torch import Tensor
 from .models import build
 
 # %% ../nbs/00_toy.ipynb #toy-05
-TARGETS = (-.04, .32, .40, 1.0, .79, .91, .97, .61, .37, .07, -.11, -.25, -.73, -1.03, -.95, -1.03, -.84, -.50, -.40, 0.) # paper A, Figure 1
+TARGETS = (-.04, .32, .40, 1.0, .79, .91, .97, .61, .37, .07,  # paper A, Figure 1
+           -.11, -.25, -.73, -1.03, -.95, -1.03, -.84, -.50, -.40, 0.)
 
-def observations() -> tuple[Tensor, Tensor]: # x on [0, 2 pi] and y, float64 [20]
-    "The noisy sine of paper A, Figure 1."
-    return torch.linspace(0, 2 * pi, len(TARGETS), dtype=torch.float64), torch.tensor(TARGETS, dtype=torch.float64)
+def observations() -> tuple[Tensor, Tensor]: # x in [0, 2 pi] and y, both float64 [20]
+    "The twenty noisy observations of a sine in paper A, Figure 1."
+    return (torch.linspace(0, 2 * pi, len(TARGETS), dtype=torch.float64),
+            torch.tensor(TARGETS, dtype=torch.float64))
 
 # %% ../nbs/00_toy.ipynb #toy-08
 def legendre(
-    x: Tensor,   # in [0, 2 pi], float64 [N]
-    degree: int, # D
-) -> Tensor:     # float64 [N, D + 1]
-    "Legendre polynomials up to a degree, orthonormal for the mean over [0, 2 pi]."
+    x: Tensor,   # points in [0, 2 pi], float64 [N]
+    degree: int, # largest degree D
+) -> Tensor:     # features, float64 [N, D + 1]
+    "Legendre polynomials of degree 0 to D on [0, 2 pi], orthonormal under the mean over the interval."
     scale = torch.arange(1, 2 * degree + 2, 2, dtype=torch.float64).sqrt()
     return torch.from_numpy(np.polynomial.legendre.legvander(x.numpy() / pi - 1, degree)) * scale
 
-def polynomial_weights(x: Tensor, y: Tensor, degree: int) -> Tensor: # x, y: float64 [N]; float64 [degree + 1]
-    "Least-squares weights of `legendre`, of smallest norm where there are several: the limit of gradient descent from zero."
+def polynomial_weights(
+    x: Tensor,   # points in [0, 2 pi], float64 [N]
+    y: Tensor,   # targets, float64 [N]
+    degree: int, # largest degree D
+) -> Tensor:     # weights of the `legendre` features, float64 [D + 1]
+    "Least-squares weights of smallest norm, the limit of gradient descent from zero."
     return torch.linalg.lstsq(legendre(x, degree), y[:, None], driver='gelsd').solution[:, 0]
 
 def fit_polynomial(
-    x: Tensor,          # in [0, 2 pi], float64 [N]
-    y: Tensor,          # float64 [N]
+    x: Tensor,          # points in [0, 2 pi], float64 [N]
+    y: Tensor,          # targets, float64 [N]
     degree: int = 1000, # as in the blog post that the figure follows
-) -> Callable:          # from x [M] to the fitted values [M]
-    "A polynomial of large degree (paper A, Figure 1a)."
+) -> Callable:          # function of points [M] to fitted values [M]
+    "Fit a polynomial of large degree (paper A, Figure 1a)."
     weights = polynomial_weights(x, y, degree)
     return lambda x: legendre(x, degree) @ weights
 
 # %% ../nbs/00_toy.ipynb #toy-15
 def fit_network(
-    x: Tensor,          # in [0, 2 pi], float64 [N]
-    y: Tensor,          # float64 [N]
-    width: int = 128,   # units of both hidden layers
-    steps: int = 5000,  # of Adam on all observations
-    lr: float = .01,    # of Adam
-    seed: int = 0,      # of the initial weights
-) -> Callable:          # from x [M] to the fitted values [M]
-    "A ReLU network trained on the mean squared error (paper A, Figure 1b)."
+    x: Tensor,          # points in [0, 2 pi], float64 [N]
+    y: Tensor,          # targets, float64 [N]
+    width: int = 128,   # units per hidden layer
+    steps: int = 5000,  # number of Adam steps, each on all observations
+    lr: float = .01,    # learning rate of Adam
+    seed: int = 0,      # seed of the initial weights
+) -> Callable:          # function of points [M] to fitted values [M]
+    "Train a ReLU network on the mean squared error (paper A, Figure 1b)."
     net = build('mlp', width, classes=1, in_channels=1, size=1, seed=seed).double()
     f = lambda x: net(x[:, None] / pi - 1)[:, 0]
     optimiser = torch.optim.Adam(net.parameters(), lr)
@@ -65,8 +71,8 @@ def fit_network(
 
 # %% ../nbs/00_toy.ipynb #toy-19
 def total_variation(
-    f: Callable,          # from x [M] to values [M]
-    points: int = 20_001, # at which it is looked at, equally spaced on [0, 2 pi]
-) -> float:               # in units of y
-    "Total variation of a function on [0, 2 pi]."
+    f: Callable,          # function of points [M] to values [M]
+    points: int = 20_001, # number of equally spaced points on [0, 2 pi]
+) -> float:               # total variation in units of y
+    "Total variation of a function on [0, 2 pi], by finite differences."
     return f(torch.linspace(0, 2 * pi, points, dtype=torch.float64)).diff().abs().sum().item()
