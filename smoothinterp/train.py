@@ -20,8 +20,7 @@ from .batches import safe_convolutions, true_float32
 # %% ../nbs/14_train.ipynb #train-05
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: optimizer, learning rate, loss, batches and when to stop (paper A, section 4;
-    paper B's README). `ValueError` for an unknown optimizer, loss or precision, or for no epochs or batch."""
+    "Settings of training (paper A, section 4; paper B's README). `ValueError` for values that are not possible."
     epochs: int = 536           # maximum; paper B's epoch-wise figure ends here, paper A trains 4,000
     lr: float = .005            # learning rate after the warm-up, paper B's README
     warmup_epochs: int = 5      # paper B's README
@@ -32,7 +31,7 @@ class Recipe:
     init: str = 'pytorch'       # initial weights, see `build`
     optimiser: str = 'sgd'      # 'sgd', or 'adam' as for paper A's ResNets
     loss: str = 'cross_entropy' # or 'mse'
-    augment: bool = False       # random crops of the image padded by 4 pixels, random flips (paper A, section 4.4)
+    augment: bool = False       # random crops after padding by 4 pixels, random flips (paper A, section 4.4)
     keep: tuple[int, ...] = ()  # epochs after which weights are kept, besides the first and the last
     precision: str = 'tf32'     # of matrix products on a GPU; or 'float32'; or 'bf16', on a CPU too
 
@@ -41,7 +40,8 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {getattr(self, name)!r}')
         for name in ('epochs', 'batch'):
-            if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
 
 # %% ../nbs/14_train.ipynb #train-05b
 OPTIMISERS, PRECISIONS = ('sgd', 'adam'), ('tf32', 'float32', 'bf16')
@@ -58,7 +58,7 @@ def lr_at(
     recipe: Recipe,
     epoch: int, # 1, 2, ...
 ) -> float:
-    "Learning rate of an epoch: linear from `warmup_from` in epoch 1 to `lr` in epoch `warmup_epochs`, then fixed."
+    "Learning rate of an epoch: linear from `warmup_from` to `lr` over `warmup_epochs` epochs, then fixed."
     if epoch >= recipe.warmup_epochs: return recipe.lr
     return recipe.warmup_from + (recipe.lr - recipe.warmup_from) * (epoch - 1) / (recipe.warmup_epochs - 1)
 
@@ -79,7 +79,7 @@ PAPER_A_RESNET = Recipe(epochs=4000, lr=1e-4, warmup_epochs=0, optimiser='adam',
 
 # %% ../nbs/14_train.ipynb #train-11
 def in_memory(images: Tensor) -> Tensor: # [N, C, H, W] to [N, C, H, W] with channels last in memory
-    "Network inputs with channels last in memory, for fast convolutions. Images with one channel and slices keep it."
+    "Network inputs with channels last in memory, for fast convolutions; also with a single channel."
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor: # permutation of 0..n-1
@@ -117,30 +117,38 @@ def evaluate(
     y: Tensor,        # labels [N]
     batch: int = 512, # samples per forward pass
 ) -> tuple[float, float]: # error 0..1, mean cross-entropy
-    "Error and mean cross-entropy of a model, in evaluation mode and without TF32. The model stays in that mode."
+    "Error and mean cross-entropy of a model, without TF32. The model is left in evaluation mode."
     model.eval()
     with true_float32(): logits = torch.cat([model(part) for part in x.split(batch)])
     return (logits.argmax(1) != y).double().mean().item(), F.cross_entropy(logits, y).item()
 
 # %% ../nbs/14_train.ipynb #train-15
-def crop_draws(n: int, seed: int, epoch: int, pad: int = 4) -> Tensor: # int64 [n, 3]: top, left, flip (0 or 1)
-    "Random crops and flips of n images in an epoch, a function of seed and epoch alone: rows and columns skipped, flip."
+def crop_draws(
+    n: int,       # images
+    seed: int,
+    epoch: int,   # 1, 2, ...
+    pad: int = 4, # pixels per side
+) -> Tensor:      # int64 [n, 3]: rows skipped, columns skipped, flip (0 or 1)
+    "Random crops and flips of the images of an epoch, a function of seed and epoch alone."
     g = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 500_000)
-    return torch.cat([torch.randint(2 * pad + 1, (n, 2), generator=g), torch.randint(2, (n, 1), generator=g)], 1)
+    return torch.cat([torch.randint(2 * pad + 1, (n, 2), generator=g),
+                      torch.randint(2, (n, 1), generator=g)], 1)
 
+# %% ../nbs/14_train.ipynb #train-15d
 def crops_and_flips(
     pixels: Tensor, # inputs, channels last [N, H, W, C]
     draws: Tensor,  # from `crop_draws` [N, 3]
     black: Tensor,  # input value of a black pixel [C]
     pad: int = 4,   # pixels per side
 ) -> Tensor:        # [N, H, W, C]
-    "Pad images with black pixels, crop them to their size and flip them left to right as drawn (paper A, section 4.4)."
+    "Pad images with black pixels, crop them to their size and flip them as drawn (paper A, section 4.4)."
     (n, h, w, c), (top, left, flip) = pixels.shape, draws.T[:, :, None]
     padded = black.expand(n, h + 2 * pad, w + 2 * pad, c).clone()
     padded[:, pad:pad + h, pad:pad + w] = pixels
     i, j = (torch.arange(size, device=pixels.device) for size in (h, w))
     j = left + torch.where(flip == 1, w - 1 - j, j)
-    return padded[torch.arange(n, device=pixels.device)[:, None, None], (top + i)[:, :, None], j[:, None]]
+    return padded[torch.arange(n, device=pixels.device)[:, None, None],
+                  (top + i)[:, :, None], j[:, None]]
 
 # %% ../nbs/14_train.ipynb #train-19
 @torch.no_grad()
