@@ -20,7 +20,7 @@ from .batches import safe_convolutions, true_float32
 # %% ../nbs/14_train.ipynb #train-05
 @dataclass(frozen=True)
 class Recipe:
-    "Settings of training (paper A, section 4; paper B's README). `ValueError` for values that are not possible."
+    "Settings of training (paper A, section 4; paper B's README). `ValueError` for impossible values."
     epochs: int = 536           # maximum; paper B's epoch-wise figure ends here, paper A trains 4,000
     lr: float = .005            # learning rate after the warm-up, paper B's README
     warmup_epochs: int = 5      # paper B's README
