@@ -31,74 +31,96 @@ from .train import PAPER_A, PAPER_A_RESNET, PAPER_B, Recipe, grid_b, log_epochs
 # %% ../nbs/17_study.ipynb #study-05
 @dataclass(frozen=True)
 class Study:
-    "A named experiment: which networks are trained on what, how, and at how many points they are measured."
+    "A named experiment: which networks are trained on which data, measured at how many points."
     name: str
     data: str                       # 'digits', 'cifar10', 'cifar100', ..., see `SOURCES`
     widths: tuple[float, ...]       # base widths w
-    seeds: tuple[int, ...]          # of initial weights, batches and label noise (of the split too, for digits)
+    seeds: tuple[int, ...]          # of weights, batches and label noise; for digits also of the split
     recipe: Recipe
     family: str = 'convnet-a'       # see `build`
-    noise: float = .2               # rate of wrong training labels
-    kind: str = 'symmetric'         # of label noise, see `with_noise`
-    n: int | None = None            # training images; None = all
-    size: int = 32                  # pixels a side
-    points: int = 1000              # training points at which it is measured, the first ones
-    directions: int = 4             # SVD paths from each point, P
+    noise: float = .2               # rate of wrong training labels, 0..1
+    kind: str = 'symmetric'         # kind of label noise, see `with_noise`
+    n: int | None = None            # number of training images; None = all
+    size: int = 32                  # image size in pixels per side
+    points: int = 1000              # number of training points to measure at, from the first
+    directions: int = 4             # SVD paths per point, P
 
     def config(self, width: float) -> dict: # JSON
-        "What identifies a run besides recipe and seed."
-        return dict(study=self.name, width=float(width)) | {k: getattr(self, k) for k in ('data', 'family', 'noise', 'kind', 'n', 'size')}
+        "What identifies the runs of one base width, besides recipe and seed."
+        return dict(study=self.name, width=float(width)) | {
+            k: getattr(self, k) for k in ('data', 'family', 'noise', 'kind', 'n', 'size')}
 
 # %% ../nbs/17_study.ipynb #study-07
 FAST = Recipe(epochs=300, lr=.02, warmup_from=.004, stop_loss=1e-3, init='he')
-DOUBLING = (1, 2, 4, 8, 16, 32, 64, 128, 256)                                    # epochs whose weights are kept
+DOUBLING = (1, 2, 4, 8, 16, 32, 64, 128, 256) # epochs whose weights are kept
 SMALL_MLP = Recipe(epochs=300, lr=2e-3, warmup_epochs=0, optimiser='adam', stop_loss=1e-3)
 SMALL_RESNET = Recipe(epochs=100, lr=1e-3, warmup_epochs=0, optimiser='adam', stop_loss=1e-3)
-DIGITS = Study('digits', 'digits', (.5, 1, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16), (0, 1, 2), replace(FAST, keep=DOUBLING), size=8, directions=2)
+DIGITS = Study('digits', 'digits', (.5, 1, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16), (0, 1, 2),
+               replace(FAST, keep=DOUBLING), size=8, directions=2)
 SMALL = [DIGITS,
-    Study('smoke', 'digits', (1, 2, 4), (0,), replace(FAST, epochs=8, stop_loss=0), size=8, points=50, directions=2),
+    Study('smoke', 'digits', (1, 2, 4), (0,), replace(FAST, epochs=8, stop_loss=0), size=8, points=50,
+          directions=2),
     replace(DIGITS, name='digits-clean', noise=0.),
     replace(DIGITS, name='digits-noise10', noise=.1),
     replace(DIGITS, name='digits-noise15', noise=.15),
     replace(DIGITS, name='digits-asymmetric', kind='asymmetric'),
-    replace(DIGITS, name='digits-mlp', family='mlp', widths=(4, 8, 12, 16, 24, 32, 48, 64, 96, 128), recipe=replace(SMALL_MLP, keep=DOUBLING)),
-    replace(DIGITS, name='digits-resnet18', family='resnet18', widths=(.5, 1, 1.5, 2, 3, 4, 6, 8), recipe=SMALL_RESNET),
-    Study('cifar10-small', 'cifar10', (1, 2, 4, 6, 8, 12, 16, 24), (0, 1, 2), replace(FAST, epochs=80), n=4000, size=16, points=500)]
+    replace(DIGITS, name='digits-mlp', family='mlp', widths=(4, 8, 12, 16, 24, 32, 48, 64, 96, 128),
+            recipe=replace(SMALL_MLP, keep=DOUBLING)),
+    replace(DIGITS, name='digits-resnet18', family='resnet18', widths=(.5, 1, 1.5, 2, 3, 4, 6, 8),
+            recipe=SMALL_RESNET),
+    Study('cifar10-small', 'cifar10', (1, 2, 4, 6, 8, 12, 16, 24), (0, 1, 2), replace(FAST, epochs=80),
+          n=4000, size=16, points=500)]
 
 # %% ../nbs/17_study.ipynb #study-09
-ALL, SEEDS = tuple(range(1, 65)), (0, 1, 2)                                       # both papers; 3 seeds in A, Figure 2
-KEPT = replace(PAPER_B, keep=grid_b())                                            # B's epoch-wise figure
+ALL, SEEDS = tuple(range(1, 65)), (0, 1, 2)    # base widths of both papers; 3 seeds in paper A, Figure 2
+KEPT = replace(PAPER_B, keep=grid_b())         # paper B's epoch-wise figure
 PAPER = [
-    Study('convnet-a-cifar10', 'cifar10', ALL, SEEDS, replace(PAPER_A, keep=tuple(log_epochs(4000)))),    # A, section 4, Figures 2, 3, 5
-    Study('convnet-cifar10', 'cifar10', ALL, SEEDS, KEPT, 'convnet-b'),                            # B, Figure 1
-    Study('convnet-cifar100', 'cifar100', ALL, SEEDS, KEPT, 'convnet-b'),                          # B, Figure 1
-    Study('convnet-cifar100-asymmetric', 'cifar100', ALL, SEEDS, PAPER_A, kind='asymmetric'),      # A, section 4.5, Figure 7
-    Study('resnet18-cifar10', 'cifar10', ALL, SEEDS, PAPER_A_RESNET, 'resnet18'),                  # A, section 4.4, Figure 6
-    Study('resnet18-plain-cifar10', 'cifar10', ALL, SEEDS, PAPER_B, 'resnet18-plain'),             # B: no batch norm
-    Study('vit-cifar10', 'cifar10', tuple(range(6, 385, 6)), SEEDS, PAPER_B, 'vit')]               # B: embedding dimension 6k
+    # paper A, section 4, Figures 2, 3, 5
+    Study('convnet-a-cifar10', 'cifar10', ALL, SEEDS, replace(PAPER_A, keep=tuple(log_epochs(4000)))),
+    # paper B, Figure 1
+    Study('convnet-cifar10', 'cifar10', ALL, SEEDS, KEPT, 'convnet-b'),
+    Study('convnet-cifar100', 'cifar100', ALL, SEEDS, KEPT, 'convnet-b'),
+    # paper A, section 4.5, Figure 7
+    Study('convnet-cifar100-asymmetric', 'cifar100', ALL, SEEDS, PAPER_A, kind='asymmetric'),
+    # paper A, section 4.4, Figure 6
+    Study('resnet18-cifar10', 'cifar10', ALL, SEEDS, PAPER_A_RESNET, 'resnet18'),
+    # paper B, without batch normalization
+    Study('resnet18-plain-cifar10', 'cifar10', ALL, SEEDS, PAPER_B, 'resnet18-plain'),
+    # paper B, embedding dimension 6k
+    Study('vit-cifar10', 'cifar10', tuple(range(6, 385, 6)), SEEDS, PAPER_B, 'vit')]
+
+# %% ../nbs/17_study.ipynb #study-09b
 WIDTHS20 = (1, 2, 4, 6, 8, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64)
 
 def reduced(study: Study) -> Study:
-    "A paper's study at 20 widths, one seed and at most 536 epochs."
+    "A paper's study reduced to 20 widths, one seed and at most 536 epochs."
     widths = tuple(6 * w for w in WIDTHS20) if study.family == 'vit' else WIDTHS20
     recipe = replace(study.recipe, epochs=536, keep=tuple(e for e in study.recipe.keep if e <= 536))
     return replace(study, name=f'{study.name}-reduced', widths=widths, seeds=(0,), recipe=recipe)
 
+# %% ../nbs/17_study.ipynb #study-09e
 CONVNET_B = reduced(PAPER[1])
-LONG = replace(CONVNET_B, name='convnet-cifar10-long', widths=(8, 15, 32, 64), recipe=replace(PAPER_A, keep=tuple(log_epochs(4000))))
-FIVE_K = replace(CONVNET_B, name='convnet-cifar10-5k', widths=(*range(1, 11), 12, 16, 20, 24, 32, 48, 64), n=5000,
+LONG = replace(CONVNET_B, name='convnet-cifar10-long', widths=(8, 15, 32, 64),
+               recipe=replace(PAPER_A, keep=tuple(log_epochs(4000))))
+FIVE_K = replace(CONVNET_B, name='convnet-cifar10-5k',
+                 widths=(*range(1, 11), 12, 16, 20, 24, 32, 48, 64), n=5000,
                  recipe=replace(PAPER_B, epochs=200, batch=32, keep=grid_b(200)))
-TENTH = [FIVE_K, # a tenth of the images at full size, which two CPU cores can carry out
-    replace(FIVE_K, name='convnet-a-cifar10-5k', family='convnet-a', widths=tuple(w for w in FIVE_K.widths if w <= 32)),
-    replace(FIVE_K, name='convnet-cifar10n-5k', data='cifar10n', noise=0., widths=tuple(w for w in FIVE_K.widths if 2 <= w <= 32))]
+TENTH = [FIVE_K, # a tenth of the images at full size
+    replace(FIVE_K, name='convnet-a-cifar10-5k', family='convnet-a',
+            widths=tuple(w for w in FIVE_K.widths if w <= 32)),
+    replace(FIVE_K, name='convnet-cifar10n-5k', data='cifar10n', noise=0.,
+            widths=tuple(w for w in FIVE_K.widths if 2 <= w <= 32))]
 STUDIES = {s.name: s for s in [*SMALL, *PAPER, *map(reduced, PAPER), LONG, *TENTH]}
 
+# %% ../nbs/17_study.ipynb #study-10f
 def find_study(study: str | Study) -> Study:
-    "A study by its name, the one of a file such as 'mine.py', or a study as it is. `ValueError` names those that exist and the nearest."
+    """Find a study by its name or in a file such as 'mine.py'; a `Study` is returned as it is.
+    `ValueError` for an unknown name lists the studies; `FileNotFoundError` if there is no such file."""
     if isinstance(study, Study): return study
     if str(study).endswith('.py'): return _study_of_file(Path(study))
     if study not in STUDIES:
-        raise ValueError(f'no study {study!r}{nearest(study, STUDIES)} There are {", ".join(STUDIES)}, or a file such as mine.py')
+        raise ValueError(f'no study {study!r}{nearest(study, STUDIES)} There are {", ".join(STUDIES)}, '
+                         'or a file such as mine.py')
     return STUDIES[study]
 
 def _study_of_file(path):
@@ -107,102 +129,121 @@ def _study_of_file(path):
     if len(found) != 1: raise ValueError(f'{path} must define one Study, not {len(found)}')
     return found[0]
 
+# %% ../nbs/17_study.ipynb #study-10h
 def check_run(study: str | Study, width: float, seed: int = 0) -> None:
-    "`ValueError` unless there is such a study and the base width and the seed are in its range."
+    "Validate study, base width and seed of a run. `ValueError` if one is not possible."
     study = find_study(study)
     low, high, last = min(study.widths), max(64, *study.widths), max(2, *study.seeds)
     number = isinstance(width, (int, float)) and not isinstance(width, bool) and isfinite(width)
     if not number or not low <= width <= high:
         meant = f'; did you mean {min(max(width, low), high):g}?' if number else '.'
-        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to {high}{meant} Those of {study.name!r} are '
-                         f'{", ".join(f"{w:g}" for w in study.widths)} (in a figure 0 stands for all of them)')
+        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to '
+                         f'{high}{meant} '
+                         f'Those of {study.name!r} are '
+                         f'{", ".join(f"{w:g}" for w in study.widths)} '
+                         '(in a figure 0 stands for all of them)')
     if not isinstance(seed, int) or seed not in range(last + 1):
-        raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}; did you mean {last if seed > last else 0}?')
+        raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}; '
+                         f'did you mean {last if seed > last else 0}?')
 
-def check(study: str | Study, width: float = 0) -> None: # width: 0 for all of the study's
-    "The same for the parameters of a figure."
+def check(study: str | Study, width: float = 0) -> None: # width: base width, 0 = all widths
+    "Validate `study` and `width` (0 = all widths) of a figure. `ValueError` if one is not possible."
     find_study(study)
     if width != 0 or isinstance(width, bool): check_run(study, width)
 
 # %% ../nbs/17_study.ipynb #study-10b
-def noise_levels(study: str | Study) -> list[Study]: # in the order of their noise
-    "The studies that are the same but for the level of label noise."
+def noise_levels(study: str | Study) -> list[Study]: # by increasing noise rate
+    "A study and all studies that differ from it only in name and noise rate."
     study = find_study(study)
     same = [s for s in STUDIES.values() if replace(s, name=study.name, noise=study.noise) == study]
     return sorted(same if study in same else [*same, study], key=lambda s: s.noise)
 
 # %% ../nbs/17_study.ipynb #study-13
 class Source(NamedTuple):
-    "Where a study's images come from."
-    load: Callable      # (study, seed) to `Data` without label noise
-    classes: int
-    colours: int
-    images: int = 50_000 # for training, where the study takes all of them
-    tests: int = 10_000
+    "Where a study's images come from, and how many there are."
+    load: Callable       # (study, seed) to `Data` without label noise
+    classes: int         # number of classes
+    colours: int         # color channels
+    images: int = 50_000 # training images if the study's `n` is None
+    tests: int = 10_000  # test images
 
 SOURCES = dict(digits=Source(lambda study, seed: digits(seed), 10, 1, 1000, 797),
                cifar10=Source(lambda study, seed: cifar10(study.n, study.size), 10, 3),
                cifar100=Source(lambda study, seed: cifar100(study.n, study.size), 100, 3),
-               cifar10n=Source(lambda study, seed: with_human_noise(cifar10(study.n, study.size), 'worse'), 10, 3),
-               cifar100n=Source(lambda study, seed: with_human_noise(cifar100(study.n, study.size), 'noisy'), 100, 3))
-SOURCES['cifar10-49k'] = Source(lambda study, seed: hold_out(cifar10(study.n, study.size))[0], 10, 3, 49_000) # as the READMEs of both papers' code
+               cifar10n=Source(lambda study, seed: with_human_noise(
+                   cifar10(study.n, study.size), 'worse'), 10, 3),
+               cifar100n=Source(lambda study, seed: with_human_noise(
+                   cifar100(study.n, study.size), 'noisy'), 100, 3))
+# the training images of the READMEs of both papers' code
+SOURCES['cifar10-49k'] = Source(lambda study, seed: hold_out(cifar10(study.n, study.size))[0], 10, 3, 49_000)
 
-BUILT_IN = frozenset(SOURCES) # their images never change
+BUILT_IN = frozenset(SOURCES) # sources whose images never change
 
+# %% ../nbs/17_study.ipynb #study-13b
 def source(study: Study) -> Source:
-    "The source of a study's images. `ValueError` names those that exist."
-    if study.data not in SOURCES: raise ValueError(f'no data {study.data!r}{nearest(study.data, SOURCES)} There are {", ".join(SOURCES)}')
+    "The source of a study's images. `ValueError` for an unknown one lists those that exist."
+    if study.data not in SOURCES:
+        raise ValueError(f'no data {study.data!r}{nearest(study.data, SOURCES)} '
+                         f'There are {", ".join(SOURCES)}')
     return SOURCES[study.data]
 
 @lru_cache(2)
 def study_data(study: Study, seed: int) -> Data:
-    "The data of a run: split (digits) and label noise are drawn from its seed. `ValueError` for noise upon noise."
+    """The data of a run. Label noise, and for digits the split, are drawn from its seed.
+    `ValueError` if the source's labels are noisy and the study adds noise."""
     data = source(study).load(study, seed)
     if study.noise == 0: return data
-    if data.corrupted.any(): raise ValueError(f'the labels of {study.data!r} are noisy already: give the study noise=0')
+    if data.corrupted.any():
+        raise ValueError(f'the labels of {study.data!r} are noisy already: give the study noise=0')
     return with_noise(data, study.noise, seed, study.kind)
 
+# %% ../nbs/17_study.ipynb #study-13e
 def images(study: Study) -> int:
-    "Number of training images."
+    "Number of training images of a study."
     return study.n or source(study).images
 
 def identity(study: Study, width: float, data: Data) -> dict: # JSON
-    "What identifies a run besides recipe, seed and labels: its study, and the images if they are not built in."
-    seen = {} if study.data in BUILT_IN else dict(images=hashlib.sha256(data.x.numpy().tobytes() + data.x_test.numpy().tobytes()).hexdigest())
+    "What identifies a run besides recipe, seed and labels: study, base width, images that are not built in."
+    seen = {} if study.data in BUILT_IN else dict(
+        images=hashlib.sha256(data.x.numpy().tobytes() + data.x_test.numpy().tobytes()).hexdigest())
     return study.config(width) | seen
 
 def network(study: Study, width: float, seed: int = 0) -> nn.Module:
-    "An untrained network of a study."
-    return build(study.family, width, source(study).classes, source(study).colours, study.size, study.recipe.init, seed)
+    "An untrained network of a study, with initial weights drawn from the seed."
+    return build(study.family, width, source(study).classes, source(study).colours, study.size,
+                 study.recipe.init, seed)
 
 # %% ../nbs/17_study.ipynb #study-19
 def run_folder(study: Study, width: float, seed: int) -> Path:
-    "Where a run is kept: runs/<study>/w015-s0."
+    "Folder of a run: runs/<study>/w015-s0."
     return runs_dir()/study.name/run_id(width, seed)
 
 def run_id(width: float, seed: int) -> str:
-    "Name of a run, 'w015-s0' or 'w1.5-s0'."
+    "Name of a run, for example 'w015-s0' or 'w1.5-s0'."
     return f'w{width:03g}-s{seed}'
 
-def run_of(name: str) -> tuple[float, int] | None: # base width and seed; None for other names
-    "The run that a folder's name stands for."
+def run_of(name: str) -> tuple[float, int] | None: # base width and seed
+    "Base width and seed of the run with this folder name; None if it is not a run's name."
     found = re.fullmatch(r'w(\d+\.?\d*)-s(\d+)', name)
     return found and (float(found[1]), int(found[2]))
 
+# %% ../nbs/17_study.ipynb #study-19d
 def train_runs(
     study: Study,
-    runs: list[tuple],   # (width, seed), trained as one network where that is faster
+    runs: list[tuple],   # (width, seed) of each run, all of one width; trained stacked if `stacks` says so
     device: str = 'cpu',
-    report: Callable = lambda run, epoch, loss: None, # `run`: (width, seed)
-    force: bool = False, # throw away what is there and train again
-) -> list[dict]:         # what each run.json holds
-    "Train runs of a study, or go on with them, or find them done."
+    report: Callable = lambda run, epoch, loss: None, # called after every epoch; `run`: (width, seed)
+    force: bool = False, # delete the runs' files and train again
+) -> list[dict]:         # content of each run's run.json
+    "Train runs of a study, resume those that were interrupted, and skip those that are finished."
     of = {run_folder(study, w, s): (w, s) for w, s in runs}
-    def run(folder, w, s, data): return Run(folder, partial(network, study, w), data, study.recipe, s, identity(study, w, data))
+    def run(folder, w, s, data):
+        return Run(folder, partial(network, study, w), data, study.recipe, s, identity(study, w, data))
     made = [run(folder, w, s, study_data(study, s)) for folder, (w, s) in of.items()]
-    return fit(made, stacked(study, runs[0][0], device), device, lambda run, *told: report(of[run.folder], *told), force=force)
+    return fit(made, stacked(study, runs[0][0], device), device,
+               lambda run, *told: report(of[run.folder], *told), force=force)
 
 @lru_cache(None)
 def stacked(study: Study, width: float, device: str) -> bool:
-    "Whether networks of a study are trained stacked."
+    "Whether a study's networks of this base width are trained stacked on this device, see `stacks`."
     return stacks(network(study, width), width, study.size, device.split(':')[0])

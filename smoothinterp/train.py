@@ -20,79 +20,84 @@ from .batches import safe_convolutions, true_float32
 # %% ../nbs/14_train.ipynb #train-05
 @dataclass(frozen=True)
 class Recipe:
-    "How a network is trained: by default at a fixed rate after a linear warm-up (paper A, section 4; paper B's README)."
-    epochs: int = 536          # at most; paper B's epoch-wise figure ends here, paper A trains 4,000
-    lr: float = .005           # paper B's README
-    warmup_epochs: int = 5     # paper B's README
-    warmup_from: float = .001  # rate of epoch 1, paper B's README
-    momentum: float = .9       # both papers
-    batch: int = 128           # both papers
-    stop_loss: float = 0.      # stop after an epoch whose mean training loss is at most this; 0 = never
-    init: str = 'pytorch'      # initial weights, see `build`
-    optimiser: str = 'sgd'     # 'sgd', or 'adam' as in paper A's ResNets
+    "Settings of training (paper A, section 4; paper B's README). `ValueError` for impossible values."
+    epochs: int = 536           # maximum; paper B's epoch-wise figure ends here, paper A trains 4,000
+    lr: float = .005            # learning rate after the warm-up, paper B's README
+    warmup_epochs: int = 5      # paper B's README
+    warmup_from: float = .001   # learning rate in epoch 1, paper B's README
+    momentum: float = .9        # both papers
+    batch: int = 128            # samples per batch, both papers
+    stop_loss: float = 0.       # stop after an epoch whose mean training loss is at most this; 0 = never
+    init: str = 'pytorch'       # initial weights, see `build`
+    optimiser: str = 'sgd'      # 'sgd', or 'adam' as for paper A's ResNets
     loss: str = 'cross_entropy' # or 'mse'
-    augment: bool = False      # random crops of the image padded by 4, random flips (paper A, section 4.4)
-    keep: tuple[int, ...] = () # epochs whose weights are kept besides the first and the last
-    precision: str = 'tf32'    # of matrix products on a GPU, 'float32' or 'bf16' (that also on a CPU)
+    augment: bool = False       # random crops after padding by 4 pixels, random flips (paper A, section 4.4)
+    keep: tuple[int, ...] = ()  # epochs after which weights are kept, besides the first and the last
+    precision: str = 'tf32'     # of matrix products on a GPU; or 'float32'; or 'bf16', on a CPU too
 
     def __post_init__(self):
         for name, allowed in (('optimiser', OPTIMISERS), ('loss', LOSSES), ('precision', PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {getattr(self, name)!r}')
         for name in ('epochs', 'batch'):
-            if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
 
+# %% ../nbs/14_train.ipynb #train-05b
 OPTIMISERS, PRECISIONS = ('sgd', 'adam'), ('tf32', 'float32', 'bf16')
 LOSSES = dict(cross_entropy=lambda logits, y: F.cross_entropy(logits, y, reduction='none'),
               mse=lambda logits, y: (logits - F.one_hot(y, logits.shape[1])).square().sum(1))
 
 def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    "PyTorch's optimiser for a recipe."
+    "PyTorch's optimizer for a recipe: `Adam`, or `SGD` with momentum."
     if recipe.optimiser == 'adam': return torch.optim.Adam(model.parameters(), recipe.lr)
     return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum)
 
+# %% ../nbs/14_train.ipynb #train-05e
 def lr_at(
     recipe: Recipe,
     epoch: int, # 1, 2, ...
 ) -> float:
-    "Learning rate of an epoch: linear from `warmup_from` in epoch 1 to `lr` in epoch `warmup_epochs`, then fixed."
+    "Learning rate of an epoch: linear from `warmup_from` to `lr` over `warmup_epochs` epochs, then fixed."
     if epoch >= recipe.warmup_epochs: return recipe.lr
     return recipe.warmup_from + (recipe.lr - recipe.warmup_from) * (epoch - 1) / (recipe.warmup_epochs - 1)
 
 def log_epochs(epochs: int) -> list[int]: # from 0 to `epochs`
-    "Epochs at which errors are recorded: about four for every doubling."
+    "Epochs after which errors are recorded: about four per doubling, the first and the last included."
     return sorted({0, epochs} | {round(2**(i / 4)) for i in range(100) if 2**(i / 4) < epochs})
 
 # %% ../nbs/14_train.ipynb #train-07
 def grid_b(epochs: int = 536) -> tuple[int, ...]:
-    "Epochs of paper B's epoch-wise figure: dense to 100, then every 36, and the last."
+    "Epochs of paper B's epoch-wise figure: every 4 up to 100, then every 36, and the last."
     return tuple(e for e in (*range(0, 100, 4), *range(100, epochs, 36), epochs) if e <= epochs)
 
-PAPER_B = Recipe()                                                            # paper B's README
-PAPER_B_OFFICIAL = Recipe(lr=.004, warmup_epochs=4)                           # what its code does
-PAPER_A = Recipe(epochs=4000)                                                 # section 4; rate from B's README
-PAPER_A_RESNET = Recipe(epochs=4000, lr=1e-4, warmup_epochs=0, optimiser='adam', augment=True, keep=tuple(log_epochs(4000)))  # section 4.4
+PAPER_B = Recipe()                                  # paper B's README
+PAPER_B_OFFICIAL = Recipe(lr=.004, warmup_epochs=4) # what paper B's released code does
+PAPER_A = Recipe(epochs=4000)                       # paper A, section 4; learning rate from paper B's README
+PAPER_A_RESNET = Recipe(epochs=4000, lr=1e-4, warmup_epochs=0, optimiser='adam', augment=True,
+                        keep=tuple(log_epochs(4000))) # paper A, section 4.4
 
 # %% ../nbs/14_train.ipynb #train-11
 def in_memory(images: Tensor) -> Tensor: # [N, C, H, W] to [N, C, H, W] with channels last in memory
-    "Network inputs laid out for fast convolutions, also for grey images, and for slices of them."
+    "Network inputs with channels last in memory, for fast convolutions; also with a single channel."
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor: # permutation of 0..n-1
     "Order of the samples in an epoch, a function of seed and epoch alone."
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
+# %% ../nbs/14_train.ipynb #train-11c
 def train_epoch(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     x: Tensor,     # inputs [N, C, H, W]
     y: Tensor,     # labels [N]
     order: Tensor, # permutation [N]
-    batch: int,
-    loss: str = 'cross_entropy',
-    view: Callable = lambda x, rows: x[rows], # how the rows of a batch are seen
-) -> float:        # mean training loss over the epoch, as it was when each batch was seen
-    "One pass over the data in the given order: the plain loop."
+    batch: int,    # samples per batch
+    loss: str = 'cross_entropy', # or 'mse'
+    view: Callable = lambda x, rows: x[rows], # from inputs and row numbers to the inputs of a batch
+) -> float:        # mean training loss over the epoch, each batch's taken before its update
+    "Train for one epoch, one optimizer step per batch, with the samples in the given order."
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     with safe_convolutions(model):
@@ -104,51 +109,61 @@ def train_epoch(
             total += objective.detach() * len(rows)
     return total.item() / len(order)
 
+# %% ../nbs/14_train.ipynb #train-11e
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     x: Tensor,        # inputs [N, C, H, W]
     y: Tensor,        # labels [N]
-    batch: int = 512,
+    batch: int = 512, # samples per forward pass
 ) -> tuple[float, float]: # error 0..1, mean cross-entropy
-    "Error and loss of a model in evaluation mode, in true float32."
+    "Error and mean cross-entropy of a model, without TF32. The model is left in evaluation mode."
     model.eval()
     with true_float32(): logits = torch.cat([model(part) for part in x.split(batch)])
     return (logits.argmax(1) != y).double().mean().item(), F.cross_entropy(logits, y).item()
 
 # %% ../nbs/14_train.ipynb #train-15
-def crop_draws(n: int, seed: int, epoch: int, pad: int = 4) -> Tensor: # int64 [n, 3]: rows and columns skipped, flipped or not
-    "What happens to each of n images in an epoch, a function of seed and epoch alone."
+def crop_draws(
+    n: int,       # images
+    seed: int,
+    epoch: int,   # 1, 2, ...
+    pad: int = 4, # pixels per side
+) -> Tensor:      # int64 [n, 3]: rows skipped, columns skipped, flip (0 or 1)
+    "Random crops and flips of the images of an epoch, a function of seed and epoch alone."
     g = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 500_000)
-    return torch.cat([torch.randint(2 * pad + 1, (n, 2), generator=g), torch.randint(2, (n, 1), generator=g)], 1)
+    return torch.cat([torch.randint(2 * pad + 1, (n, 2), generator=g),
+                      torch.randint(2, (n, 1), generator=g)], 1)
 
+# %% ../nbs/14_train.ipynb #train-15d
 def crops_and_flips(
     pixels: Tensor, # inputs, channels last [N, H, W, C]
-    draws: Tensor,  # of `crop_draws` [N, 3]
-    black: Tensor,  # input of a black pixel [C]
-    pad: int = 4,
+    draws: Tensor,  # from `crop_draws` [N, 3]
+    black: Tensor,  # input value of a black pixel [C]
+    pad: int = 4,   # pixels per side
 ) -> Tensor:        # [N, H, W, C]
-    "Images padded by black pixels, cropped at random, perhaps flipped."
+    "Pad images with black pixels, crop them to their size and flip them as drawn (paper A, section 4.4)."
     (n, h, w, c), (top, left, flip) = pixels.shape, draws.T[:, :, None]
     padded = black.expand(n, h + 2 * pad, w + 2 * pad, c).clone()
     padded[:, pad:pad + h, pad:pad + w] = pixels
     i, j = (torch.arange(size, device=pixels.device) for size in (h, w))
     j = left + torch.where(flip == 1, w - 1 - j, j)
-    return padded[torch.arange(n, device=pixels.device)[:, None, None], (top + i)[:, :, None], j[:, None]]
+    return padded[torch.arange(n, device=pixels.device)[:, None, None],
+                  (top + i)[:, :, None], j[:, None]]
 
 # %% ../nbs/14_train.ipynb #train-19
 @torch.no_grad()
 def is_dead(model: nn.Module, x: Tensor) -> bool: # x: inputs [N, C, H, W]
-    "Whether the model's outputs are the same for all inputs."
+    "Whether the model's outputs are equal for the first 256 inputs."
     logits = model(x[:256])
     return bool((logits == logits[:1]).all())
 
 def born(
-    make: Callable[[int], nn.Module], # from a seed to a network
+    make: Callable[[int], nn.Module], # from a seed to an untrained network
     seed: int,
-    x: Tensor,                        # inputs to try it on
-) -> tuple[nn.Module, int]:           # the network; how many were dead before it
-    "The first network that is not dead among those of `seed`, `seed` + 1,000, ... `ValueError` after 100 dead ones."
+    x: Tensor,                        # inputs [N, C, H, W] to test it on
+) -> tuple[nn.Module, int]:           # the network in training mode; number of networks rejected before it
+    """The first untrained network with outputs that are not constant, of seeds `seed`, `seed` + 1,000, ...
+    `ValueError` after 100 networks with constant outputs."""
     for redrawn in range(100):
         model = make(seed + 1000 * redrawn)
         if not is_dead(model.eval(), x): return model.train(), redrawn
