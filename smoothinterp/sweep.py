@@ -173,7 +173,8 @@ def study_frame(
     width: float = 0, # one more base width than the study's; 0 = no more
 ) -> pd.DataFrame:    # tidy; attrs['source']: 'runs', 'committed' or both
     """Results of a study, and of one more width. Trains and measures missing runs if that takes
-    minutes. `FileNotFoundError` if there are no results, or none of `width`."""
+    minutes. `FileNotFoundError` if there are no results, or none of `width`. `ValueError` for a
+    width that the study cannot have."""
     named, study = study, find_study(study)
     check(study, width)
     widths = sorted({*study.widths, width} - {0})
@@ -266,6 +267,7 @@ def plan(
     return (f'{text}\n{_hours(named, study, runs, workers or default_workers(device), device)}'
             if hours else text)
 
+# %% ../nbs/21_sweep.ipynb #sweep-23ca
 def _hours(named, study, runs, workers, device):
     "Table of hours per width, followed by the time of all runs."
     hours, unit = run_seconds(named, [w for w, _ in runs],
@@ -306,7 +308,7 @@ def _state(study, width, seed, otherwise):
             return 'measuring' if is_held(folder) else f'trained, {read_json(folder/"run.json")["status"]}'
         if (folder/'state.safetensors').exists(): return _under_way(study, folder)
     except DamagedFile as e: return f'damaged: {str(e).split(" is damaged")[0].split("/")[-1]}'
-    except FileNotFoundError: return 'trained' # state.safetensors is deleted at the end of training
+    except FileNotFoundError: return 'trained' # training ended during this check
     except ValueError: return 'of another definition'
     return 'begun' if is_held(folder) else otherwise
 

@@ -84,6 +84,7 @@ def processes(workers: int, device: str): # yields submit, queue
 # %% ../nbs/20_workers.ipynb #pool-12
 def _on_ray(f, args, device, queue): return f(*args, device, queue.put)
 
+# %% ../nbs/20_workers.ipynb #pool-12b
 @contextmanager
 def ray_cluster(
     workers: int, # per GPU; on a CPU it has no effect
@@ -101,8 +102,8 @@ def ray_cluster(
     settings = {k: v for k, v in os.environ.items() if k.startswith('SMOOTHINTERP_')} | dict(
         SMOOTHINTERP_RUNS=str(runs_dir().absolute()), OMP_NUM_THREADS='1')
     try:
-        ray.init(address, runtime_env=dict(env_vars=settings), include_dashboard=False
-                 if address == 'local' else None)
+        ray.init(address, runtime_env=dict(env_vars=settings),
+                 include_dashboard=False if address == 'local' else None)
     except ConnectionError as e:
         raise ValueError(f'no Ray cluster at {address!r} ({e}); start one: ray start --head') from None
     try:
