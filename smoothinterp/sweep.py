@@ -248,8 +248,8 @@ def duration(minutes: float) -> str:
 
 def plan(
     study: str | Study,
-    widths: Iterable[float],
-    seeds: Iterable[int],
+    widths,                     # base widths
+    seeds,
     workers: int | None = None, # default: one per core or GPU
     force: bool = False,        # count finished runs as not done
     device: str = 'auto',       # 'auto', 'cpu' or 'cuda'
