@@ -200,8 +200,8 @@ def spoken(threshold: pd.Interval) -> str:
 
 # %% ../nbs/23_published.ipynb #publishe-37
 LABELS = dict(test_error='test error', train_error='train error', empirical_lipschitz='Lipschitz constant',
-              upper_bound='upper bound', loss_input_jacobian='loss Jacobian norm', hessian_trace='Hessian trace',
-              hessian_lambda_max='Hessian $\\lambda_{\\max}$',
+              upper_bound='upper bound', loss_input_jacobian='loss Jacobian norm',
+              hessian_trace='Hessian trace',              hessian_lambda_max='Hessian $\\lambda_{\\max}$',
               hessian_lambda_r='Hessian $\\lambda_r$')
 GREY, COLOURS = '.55', sns.color_palette('colorblind')
 
@@ -282,8 +282,8 @@ def setup(study: Study) -> dict: # from aspect to value
         f'{len(study.widths)} from {min(study.widths):g} to {max(study.widths):g}', len(study.seeds))))
 
 def setup_differences(study: Study) -> pd.DataFrame: # one row per aspect
-    """Aspects in which the study differs from the published networks, and what each may change.
-    `KeyError` for a study without counterpart."""
+    """Aspects in which the study differs from the published networks, and what each may change. The
+    study must have a `counterpart`."""
     theirs = counterpart(study)
     as_run = replace(reference(theirs), n=TRAINED_ON,
                      recipe=replace(reference(theirs).recipe, lr=PAPER_B_OFFICIAL.lr))
@@ -336,12 +336,14 @@ def _shape_words(table):
     (low, low_measure), (high, high_measure) = rank.index[0], rank.index[-1]
     return (f'Shape: of {len(rank)} curves, {spoken_name(high)} ({high_measure}) is most like the '
             'published one, '
-            f'with a rank correlation of {rank.iloc[-1]:.2f}, and {spoken_name(low)} ({low_measure}) least, with {rank.iloc[0]:.2f}.')
+            f'with a rank correlation of {rank.iloc[-1]:.2f}, '
+            f'and {spoken_name(low)} ({low_measure}) least, with {rank.iloc[0]:.2f}.')
 
 # %% ../nbs/23_published.ipynb #publishe-45c
 def _level_words(table):
     off = table['all common widths', '|difference|'].dropna()
-    off = off[~off.index.get_level_values('quantity').str.startswith('distance:')] # relative to their maximum, without a level
+    # distances are relative to their maximum over widths, so they have no level
+    off = off[~off.index.get_level_values('quantity').str.startswith('distance:')]
     nearest = off.groupby('quantity', sort=False).idxmin()
     parts = [f'{spoken_name(q)} {table.loc[key, ("all common widths", "difference")]:+.0%} ({key[1]})'
              for q, key in nearest.items()]
