@@ -34,6 +34,7 @@ def claim(
     return row | dict(number=values.mean(), lowest=values.min(), highest=values.max(), bound=at_least,
                       seeds=n, holds=holds)
 
+# %% ../nbs/24_claims.ipynb #claims-05a
 def per_seed(
     rows: pd.DataFrame,                   # of `seed_values`
     number: Callable[[pd.Series], float], # from a curve to a number

@@ -205,6 +205,7 @@ LABELS = dict(test_error='test error', train_error='train error', empirical_lips
               hessian_lambda_r='Hessian $\\lambda_r$')
 GREY, COLOURS = '.55', sns.color_palette('colorblind')
 
+# %% ../nbs/23_published.ipynb #publishe-37b
 def reproduction_figure(
     ours: pd.DataFrame,      # tidy: results of one study
     published: pd.DataFrame, # curves it is compared with

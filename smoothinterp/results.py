@@ -267,7 +267,7 @@ def measured(
     name: str = 'results',   # or 'epochs'
 ) -> pd.DataFrame | None:    # tidy
     """Results of one run on this machine. None if it was not measured. `ValueError` if they belong
-    to another definition, `DamagedFile` if the file is damaged."""
+    to another definition or the file is damaged."""
     path = run_folder(study, width, seed)/f'{name}.parquet'
     if not path.exists(): return None
     df, meta = load_frame(path)
@@ -291,6 +291,7 @@ def measure_run(
                                 f'smoothinterp sweep {study.name} --widths {width:g} --seeds {seed}')
     with only_one(folder): return _measure(study, width, seed, folder, device)
 
+# %% ../nbs/19_results.ipynb #results-34aa
 def _measure(study, width, seed, folder, device):
     (model, data), kept = load_run(study, width, seed), checkpoints_of(folder)
     case = Case(model.to(device), load_tensors(kept[0])[0], data, study.points, study.directions)
@@ -362,6 +363,7 @@ def frames_of(
                     if df is None else (df, 'runs')
             for (w, s), df in here.items()}
 
+# %% ../nbs/19_results.ipynb #results-36ba
 def lacking(study: Study, widths: Iterable[float]) -> list[float]: # widths
     "Widths for which some seed of the study is neither measured here nor committed."
     frames = frames_of(study, runs_of(study, widths, study.seeds), 'results')
@@ -386,8 +388,8 @@ def committed_runs(study: Study) -> list[tuple]: # (width, seed)
             committed_frame(study, 'results')[['width', 'seed']].drop_duplicates().to_numpy()]
 
 def committed_frame(study: Study, name: str) -> pd.DataFrame: # tidy; empty if nothing is committed
-    """Committed results of a study. `ValueError` if they belong to another definition, an error if
-    the file is damaged."""
+    """Committed results of a study, empty if there are none. `ValueError` if they belong to another
+    definition or the file is damaged."""
     if not (path := committed(study, f'{name}.parquet')): return pd.DataFrame(columns=COLUMNS)
     df, meta = load_frame(path)
     check_config(path, meta['config'], definition(study))
