@@ -205,11 +205,11 @@ def theorem_claims(df: pd.DataFrame) -> list[dict]:
                  trace='hessian_trace', patch='theorem2:patch_min')
     squares = dict(grad_x='loss_jacobian', grad_theta1='theorem2:grad_theta1', unshared='theorem2:unshared')
     value = lambda m, column: seed_values(
-        df[df['path'] == 'none'], m, column, split='train', subset='all').set_index(['seed',
-                                                                                     'width'])['value']
+        df[df['path'] == 'none'], m, column, split='train', subset='all'
+    ).set_index(['seed', 'width'])['value']
     try:
-        v = {k: value(m, 'mean') for k, m in names.items()} | {k: value(m, 'rms')**2 for k,
-                                                               m in squares.items()}
+        v = {k: value(m, 'mean') for k, m in names.items()} | {
+            k: value(m, 'rms')**2 for k, m in squares.items()}
     except ValueError: v = {}
     if not v or v['theta'].empty: return [claim('b8', 'Theorem 2', None, 1)]
     smallest = lambda ratio: ratio.groupby('seed').min()
@@ -241,5 +241,5 @@ def claims_table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
     short = lambda v: '' if v is None or pd.isna(v) else f'{v:.3g}'
     df['number'] = [f'{short(n)} ({short(a)} to {short(b)})' if s else ''
                     for n, a, b, s in zip(df['number'], df['lowest'], df['highest'], df['seeds'])]
-    return df.assign(needs=df['bound'].map('at least {:g}'.format))[['figure', 'claim', 'number',
-                                                                     'needs', 'holds']].set_index('figure')
+    return df.assign(needs=df['bound'].map('at least {:g}'.format))[
+        ['figure', 'claim', 'number', 'needs', 'holds']].set_index('figure')

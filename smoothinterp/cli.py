@@ -40,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument('figure' if name == 'figure' else 'study',
                          help='such as fig2' if name == 'figure' else ', '.join(STUDIES))
         for flag, kw in options: sub.add_argument(flag, **kw)
-    workers = ('--workers', dict(type=int, help='number of processes, or with Ray on GPUs the number per GPU '
-                                               '(default: one per core or GPU)'))
+    workers = ('--workers', dict(type=int,
+                                 help='number of processes (default: one per core or GPU; with Ray on GPUs '
+                                      'the number per GPU, default: 1)'))
     device = ('--device', dict(choices=('auto', 'cpu', 'cuda'), default='auto',
                              help='where to compute (default: auto, a GPU if one is available)'))
     engine = ('--engine', dict(choices=('local', 'ray'), default='local',

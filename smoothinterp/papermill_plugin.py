@@ -121,8 +121,8 @@ def run(
 def invoke(command: click.Command, ctx: click.Context):
     """Replacement of `click.Command.invoke`: executes this project's notebooks into `figures`,
     passes on every other call."""
-    papermills = command.name == 'papermill' and getattr(command.callback, '__module__',
-                                                         '') == 'papermill.cli'
+    papermills = (command.name == 'papermill'
+                  and getattr(command.callback, '__module__', '') == 'papermill.cli')
     said = not papermills or ctx.params.get('output_path') or ctx.params.get('help_notebook')
     root = None if said else checkout(ctx.params.get('notebook_path'))
     return run(ctx, root) if root else invoke.original(command, ctx)

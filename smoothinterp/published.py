@@ -90,13 +90,13 @@ def curves_for(study: Study) -> pd.DataFrame: # columns as in `published`
 # %% ../nbs/23_published.ipynb #publishe-22
 MEASURES = [ # published quantity, our measure, split, column
     ('test_error', 'error', 'test', 'mean'), ('train_error', 'error', 'train', 'mean'),
-    ('empirical_lipschitz', 'logit_operator', 'train', 'rms'), ('empirical_lipschitz', 'logit_official',
-                                                                'train', 'rms'),
+    ('empirical_lipschitz', 'logit_operator', 'train', 'rms'),
+    ('empirical_lipschitz', 'logit_official', 'train', 'rms'),
     ('upper_bound', 'bound_paper', 'train', 'mean'), ('upper_bound', 'bound_valid', 'train', 'mean'),
-    ('upper_bound', 'bound_reshaped', 'train', 'mean'), ('loss_input_jacobian', 'loss_jacobian',
-                                                         'train', 'mean'),
-    ('hessian_trace', 'hessian_trace', 'train', 'mean'), ('hessian_lambda_max', 'hessian_lambda_max',
-                                                          'train', 'mean'),
+    ('upper_bound', 'bound_reshaped', 'train', 'mean'),
+    ('loss_input_jacobian', 'loss_jacobian', 'train', 'mean'),
+    ('hessian_trace', 'hessian_trace', 'train', 'mean'),
+    ('hessian_lambda_max', 'hessian_lambda_max', 'train', 'mean'),
     ('hessian_lambda_r', 'hessian_lambda_r', 'train', 'mean')]
 
 def pairs(published: pd.DataFrame) -> list[tuple]: # items as in `MEASURES`
@@ -141,8 +141,8 @@ def comparison(
     """Compare our curves with the published ones, one row per pair that has a common width.
     `missing` lists the rest."""
     theirs, rows = published_curves(published), {}
-    for (quantity, measure), curve in our_curves(ours, published).groupby(['quantity', 'measure'],
-                                                                          sort=False):
+    for (quantity, measure), curve in our_curves(ours, published).groupby(
+            ['quantity', 'measure'], sort=False):
         mean = curve.groupby('width')['value'].mean()
         if len(mean.index.intersection(theirs[quantity].index)):
             rows[quantity, measure] = compare(quantity, mean, theirs[quantity])

@@ -119,8 +119,8 @@ def errors(case: Case) -> list[dict]:
     data, rows = case.data, []
     for split, images, y, subsets in (
             ('train', data.x, data.y, train_subsets(data)),
-            ('test', data.x_test, data.y_test, dict(all=data.y_test >= 0)
-             | class_subsets(data, data.y_test))):
+            ('test', data.x_test, data.y_test,
+             dict(all=data.y_test >= 0) | class_subsets(data, data.y_test))):
         x = data.inputs(images)
         rows += tidy(dict(error=1 - accuracy(case.model, x, y), loss=cross_entropy(case.model, x, y)),
                      subsets, split=split, path='none')
@@ -194,8 +194,8 @@ def valid_bound(case: Case) -> list[dict]:
 
 def distances(case: Case) -> list[dict]:
     "Relative distance of each layer's weights from their initial values, dimensionless."
-    return [number(f'distance:{layer}', v, 1) for layer,
-            v in distance_from_init(case.model, case.start).items()]
+    return [number(f'distance:{layer}', v, 1)
+            for layer, v in distance_from_init(case.model, case.start).items()]
 
 # %% ../nbs/19_results.ipynb #results-21a
 def theorem2_pieces(case: Case) -> list[dict]:
@@ -236,8 +236,8 @@ def quick_measures(case: Case) -> dict[str, Tensor]: # from measure to values [N
     "Measures at the points that take little time, one value per point."
     model, x, y = case.model, case.x, case.y
     return dict(accuracy=accuracy(model, x, y), cross_entropy=cross_entropy(model, x, y),
-                loss_jacobian=loss_jacobian(model, x, y), logit_operator=logit_jacobian(model, x,
-                                                                                        y)['operator'])
+                loss_jacobian=loss_jacobian(model, x, y),
+                logit_operator=logit_jacobian(model, x, y)['operator'])
 
 # %% ../nbs/19_results.ipynb #results-32a
 def kept_rows(case: Case, checkpoints: dict[int, Path]) -> list[dict]: # checkpoints: from epoch to file

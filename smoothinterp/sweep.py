@@ -215,8 +215,8 @@ def trial(
     recorded, kept = len({*log_epochs(recipe.epochs), *recipe.keep}), len({0, *recipe.keep, recipe.epochs})
     model, data = network(study, width).to(device, memory_format=torch.channels_last), random_data(study, n)
     x, y = in_memory(data.inputs(data.x.to(device))), data.y.to(device)
-    engine, case = Engine([model], [x], [y], recipe, [0], black=x[0, :, 0, 0]), Case(model, {}, data, m,
-                                                                                     study.directions)
+    engine, case = (Engine([model], [x], [y], recipe, [0], black=x[0, :, 0, 0]),
+                    Case(model, {}, data, m, study.directions))
     evaluate(model, x, y)
     ways = [lambda: engine.epoch(1), lambda: engine.epoch(2), lambda: engine.epoch(3),
             lambda: evaluate(model, x, y),
