@@ -127,8 +127,8 @@ def epoch_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # tidy: of 
     def at_width(low, high): # largest second descent over epochs among these widths, per seed
         some = rows[(rows['width'] >= low) & (rows['width'] <= high)]
         if some.empty: return None
-        return pd.Series({s: max(second_descent(r.set_index('epoch')['value'].sort_index()) for _,
-                                 r in part.groupby('width'))
+        return pd.Series({s: max(second_descent(r.set_index('epoch')['value'].sort_index())
+                                 for _, r in part.groupby('width'))
                           for s, part in some.groupby('seed')})
     if at is None: return [claim('fig5', 'networks reach the threshold', None, 1)]
     return [claim('fig5', 'from the threshold on, the test error makes a second descent over epochs',

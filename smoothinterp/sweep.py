@@ -24,13 +24,11 @@ from .core import DamagedFile, load_tensors, read_json
 from .data import Data, Normalise
 from .models import parameter_count
 from .results import (IMPOSSIBLE, Case, committed_runs, lacking, measure_run, measured,
-                                  quick_measures, results,
-                                  sharpness_around)
+                                  quick_measures, results, sharpness_around)
 from .runs import is_held, throw_away
 from .stack import Engine, gpu_group
 from .study import (Study, check, check_run, find_study, images, network, run_folder,
-                                run_of, source, stacked,
-                                study_data, train_runs)
+                                run_of, source, stacked, study_data, train_runs)
 from .train import evaluate, in_memory, log_epochs
 from .workers import default_workers, find_device, pool
 
