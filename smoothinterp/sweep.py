@@ -256,8 +256,8 @@ def plan(
     """Describe a sweep: number of runs, how many are done, disk space in MB. With `hours` also the
     time per width and in total, timed on this machine."""
     named, study, device = study, find_study(study), find_device(device)
-    runs, total, kept = todo(study, widths, seeds,
-                             force), len({*widths}) * len({*seeds}), 2 + len(study.recipe.keep)
+    runs, total, kept = (todo(study, widths, seeds, force), len({*widths}) * len({*seeds}),
+                         2 + len(study.recipe.keep))
     text = (f'{study.name}: {total} runs of at most {study.recipe.epochs} epochs, '
             f'{total - len(runs)} done, {len(runs)} to do')
     if not runs: return text
