@@ -16,89 +16,128 @@ from .figures import seed_values
 from .results import threshold
 
 # %% ../nbs/24_claims.ipynb #claims-05
-def claim(figure: str, text: str, values: pd.Series | None, at_least: float) -> dict: # values: one per seed; None where it cannot be computed
-    "A row of the table of claims: the mean of a number, its range over seeds, the bound, and whether it holds."
+def claim(
+    figure: str,               # such as 'fig2'
+    text: str,                 # the claim in words
+    values: pd.Series | None,  # one number per seed; None if it cannot be computed
+    at_least: float,           # lower bound
+) -> dict:
+    """Make one row of the table of claims: mean and range of a number over seeds, its lower bound,
+    and whether it holds."""
     row = dict(figure=figure, claim=text)
-    if values is None or values.isna().all(): return row | dict(number=None, lowest=None, highest=None, bound=at_least, seeds=0, holds='not measured')
+    if values is None or values.isna().all():
+        return row | dict(number=None, lowest=None, highest=None, bound=at_least, seeds=0,
+                          holds='not measured')
     values = values.dropna()
     good, n = int((values >= at_least).sum()), len(values)
     holds = 'yes' if good == n else 'no' if good == 0 else f'in {good} of {n} seeds'
-    return row | dict(number=values.mean(), lowest=values.min(), highest=values.max(), bound=at_least, seeds=n, holds=holds)
+    return row | dict(number=values.mean(), lowest=values.min(), highest=values.max(), bound=at_least,
+                      seeds=n, holds=holds)
 
-def per_seed(rows: pd.DataFrame, number: Callable[[pd.Series], float], x: str = 'width') -> pd.Series | None: # rows: of `seed_values`
-    "A number of each seed's curve over width or epoch; None of an empty frame."
+# %% ../nbs/24_claims.ipynb #claims-05a
+def per_seed(
+    rows: pd.DataFrame,                   # of `seed_values`
+    number: Callable[[pd.Series], float], # from a curve to a number
+    x: str = 'width',                     # or 'epoch'
+) -> pd.Series | None:                    # by seed
+    "Compute a number from each seed's curve over `x`. None if there are no rows."
     if rows.empty: return None
     return pd.Series({seed: number(r.set_index(x)['value'].sort_index()) for seed, r in rows.groupby('seed')})
 
 # %% ../nbs/24_claims.ipynb #claims-09
 def fall(curve: pd.Series) -> float:
-    "Peak over the value at the largest width."
+    "Peak of a curve divided by its value at the largest width. Infinite if that value is 0."
     return curve.max() / curve.iloc[-1] if curve.iloc[-1] else float('inf')
 
 def nearness(curve: pd.Series, at: float | None) -> float:
-    "How near the peak is to the threshold: the smaller width over the larger one, at most 1."
+    """How near the peak is to the threshold: smaller width divided by larger width, at most 1. NaN
+    without a threshold."""
     if at is None: return float('nan')
     return min(curve.idxmax() / at, at / curve.idxmax())
 
 def rise(curve: pd.Series) -> float:
-    "The largest rise of a curve above its lowest value so far."
+    "Largest rise of a curve above its lowest value at smaller widths."
     return (curve - curve.cummin()).max()
 
 def second_descent(curve: pd.Series) -> float:
-    "The smaller of the rise to the peak and the descent after it."
+    """Size of a second descent: the smaller of the largest rise and the fall after it. 0 for a
+    falling curve."""
     top = (curve - curve.cummin()).idxmax()
     return min(rise(curve), curve[top] - curve[top:].min())
 
 def rank_correlation(a: pd.Series, b: pd.Series) -> float:
-    "Spearman's correlation over the widths that both have."
+    "Spearman's rank correlation over the widths that both curves have."
     return a.corr(b, method='spearman')
 
 # %% ../nbs/24_claims.ipynb #claims-13
-def _over(df, measure, subset='all', volume=0, split='train', column='mean'): # rows of a curve over width, none where it was not measured
+def _over(df, measure, subset='all', volume=0, split='train', column='mean'):
+    # curve over width per seed, along SVD paths if the measure has them; empty if it was not measured
     path = 'svd' if measure in df.loc[df['path'] == 'svd', 'measure'].unique() else 'none'
     return seed_values(df, measure, column, subset=subset, volume=volume, split=split, path=path)
 
-def sharpness_claims(df: pd.DataFrame, figure: str = 'fig2', subset: str = 'all') -> list[dict]: # df: tidy, results of one study
-    "What paper A says of Figures 2 to 4 and 6: accuracy, cross-entropy, Jacobian and tangent Hessian over volumes."
+def sharpness_claims(
+    df: pd.DataFrame,     # tidy: results of one study
+    figure: str = 'fig2', # named in the table
+    subset: str = 'all',  # of the training points
+) -> list[dict]:
+    """Claims of paper A on Figures 2 to 4 and 6: accuracy, cross-entropy, Jacobian and tangent
+    Hessian over volumes."""
     at, far = threshold(df), df.loc[df['path'] == 'svd', 'volume'].max()
     of, around = lambda *a: _over(df, *a), '' if subset == 'all' else f' around {subset} points'
     return [
-        claim(figure, 'the test error makes a second descent', per_seed(of('error', 'all', 0, 'test'), second_descent), .01),
+        claim(figure, 'the test error makes a second descent',
+              per_seed(of('error', 'all', 0, 'test'), second_descent), .01),
         claim(figure, f'accuracy over the largest volume{around} rises with width (rank correlation)',
               per_seed(of('accuracy', subset, far), lambda c: rank_correlation(c, c.index.to_series())), .8),
-        claim(figure, f'cross-entropy over the largest volume{around} makes a second descent', per_seed(of('cross_entropy', subset, far), second_descent), .05),
-        claim(figure, f'the Jacobian at the points{around} falls from its peak to the widest network', per_seed(of('loss_jacobian', subset, 0), fall), 2),
-        claim(figure, f'over the largest volume{around} too', per_seed(of('loss_jacobian', subset, far), fall), 2),
-        claim(figure, 'and peaks near the threshold', per_seed(of('loss_jacobian', subset, far), lambda c: nearness(c, at)), .5),
-        claim(figure, f'the tangent Hessian over the largest volume{around} falls from its peak', per_seed(of('tangent_hessian', subset, far), fall), 2),
-        claim(figure, 'and it peaks near the threshold', per_seed(of('tangent_hessian', subset, far), lambda c: nearness(c, at)), .5)]
+        claim(figure, f'cross-entropy over the largest volume{around} makes a second descent',
+              per_seed(of('cross_entropy', subset, far), second_descent), .05),
+        claim(figure, f'the Jacobian at the points{around} falls from its peak to the widest network',
+              per_seed(of('loss_jacobian', subset, 0), fall), 2),
+        claim(figure, f'over the largest volume{around} too',
+              per_seed(of('loss_jacobian', subset, far), fall), 2),
+        claim(figure, 'and peaks near the threshold',
+              per_seed(of('loss_jacobian', subset, far), lambda c: nearness(c, at)), .5),
+        claim(figure, f'the tangent Hessian over the largest volume{around} falls from its peak',
+              per_seed(of('tangent_hessian', subset, far), fall), 2),
+        claim(figure, 'and it peaks near the threshold',
+              per_seed(of('tangent_hessian', subset, far), lambda c: nearness(c, at)), .5)]
 
+# %% ../nbs/24_claims.ipynb #claims-13a
 def subset_claims(df: pd.DataFrame) -> list[dict]:
-    "What paper A says of Figure 3: sharpness around clean and noisy labels."
+    "Claims of paper A on Figure 3: sharpness around training points with clean and with noisy labels."
     far = df.loc[df['path'] == 'svd', 'volume'].max()
     def ratio(measure):
         clean, noisy = (_over(df, measure, s, far) for s in ('clean', 'noisy'))
         if clean.empty or noisy.empty: return None
-        return pd.Series({s: noisy[noisy['seed'] == s]['value'].max() / clean[clean['seed'] == s]['value'].max() for s in noisy['seed'].unique()})
-    return [claim('fig3', 'the Jacobian peaks higher around noisy labels than around clean ones (ratio)', ratio('loss_jacobian'), 1.5),
+        return pd.Series({s: noisy[noisy['seed'] == s]['value'].max()
+                          / clean[clean['seed'] == s]['value'].max()
+                          for s in noisy['seed'].unique()})
+    return [claim('fig3', 'the Jacobian peaks higher around noisy labels than around clean ones (ratio)',
+                  ratio('loss_jacobian'), 1.5),
             claim('fig3', 'so does the tangent Hessian', ratio('tangent_hessian'), 1.5),
             claim('fig3', 'the widest network predicts noisy labels over the largest volume (accuracy)',
                   per_seed(_over(df, 'accuracy', 'noisy', far), lambda c: c.iloc[-1]), .5)]
 
-def epoch_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # way: of `over_epochs`
-    "What paper A says of Figure 5: from the threshold on, training too makes a second descent."
+# %% ../nbs/24_claims.ipynb #claims-13b
+def epoch_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # tidy: of `results`, of `over_epochs`
+    """Claim of paper A on Figure 5: from the threshold on, the test error makes a second descent
+    over epochs."""
     at = threshold(df)
     rows = seed_values(way, 'error', split='test', subset='all')
-    def at_width(low, high): # the largest second descent over epochs of these widths, by seed
+    def at_width(low, high): # largest second descent over epochs among these widths, per seed
         some = rows[(rows['width'] >= low) & (rows['width'] <= high)]
         if some.empty: return None
-        return pd.Series({s: max(second_descent(r.set_index('epoch')['value'].sort_index()) for _, r in part.groupby('width'))
+        return pd.Series({s: max(second_descent(r.set_index('epoch')['value'].sort_index())
+                                 for _, r in part.groupby('width'))
                           for s, part in some.groupby('seed')})
     if at is None: return [claim('fig5', 'networks reach the threshold', None, 1)]
-    return [claim('fig5', 'from the threshold on, the test error makes a second descent over epochs', at_width(at, 2 * at), .01)]
+    return [claim('fig5', 'from the threshold on, the test error makes a second descent over epochs',
+                  at_width(at, 2 * at), .01)]
 
+# %% ../nbs/24_claims.ipynb #claims-13c
 def class_claims(df: pd.DataFrame) -> list[dict]:
-    "What paper A says of Figure 7: double descent for classes without wrong labels, none for the others."
+    """Claims of paper A on Figure 7: double descent of the test error for classes with and without
+    wrong labels."""
     error = lambda subset: per_seed(_over(df, 'error', subset, 0, 'test'), second_descent)
     untouched, corrupted = error('untouched'), error('corrupted')
     more = None if untouched is None or corrupted is None else untouched - corrupted
@@ -107,68 +146,100 @@ def class_claims(df: pd.DataFrame) -> list[dict]:
 
 # %% ../nbs/24_claims.ipynb #claims-15
 def lipschitz_claims(df: pd.DataFrame) -> list[dict]:
-    "What paper B says of its Figure 1, of its bound and of random inputs."
+    "Claims of paper B on its Figure 1, on its upper bound and on random inputs."
     at = threshold(df)
     slope = _over(df, 'logit_operator', column='rms')
     bound = _over(df, 'bound_paper')
-    both = lambda f: None if slope.empty or bound.empty else pd.Series({s: f(*(r[r['seed'] == s].set_index('width')['value'].sort_index() for r in (slope, bound)))
-                                                                        for s in slope['seed'].unique()})
+    both = lambda f: None if slope.empty or bound.empty else pd.Series({
+        s: f(*(r[r['seed'] == s].set_index('width')['value'].sort_index() for r in (slope, bound)))
+        for s in slope['seed'].unique()})
     random = _over(df, 'logit_operator', split='normal', column='rms')
-    return [claim('b1', 'the empirical Lipschitz constant peaks near the threshold', per_seed(slope, lambda c: nearness(c, at)), .5),
-            claim('b1', 'the empirical Lipschitz constant falls from its peak to the widest network', per_seed(slope, fall), 1.5),
-            claim('b3', 'the product of layer norms is above it at every width (smallest ratio)', both(lambda s, b: (b / s).min()), 1),
+    return [claim('b1', 'the empirical Lipschitz constant peaks near the threshold',
+                  per_seed(slope, lambda c: nearness(c, at)), .5),
+            claim('b1', 'the empirical Lipschitz constant falls from its peak to the widest network',
+                  per_seed(slope, fall), 1.5),
+            claim('b3', 'the product of layer norms is above it at every width (smallest ratio)',
+                  both(lambda s, b: (b / s).min()), 1),
             claim('b3', 'and rises and falls with it (rank correlation)', both(rank_correlation), .5),
             claim('b6', 'on random inputs it falls from its peak too', per_seed(random, fall), 1.5),
-            claim('b6', 'on random inputs it peaks near the threshold', per_seed(random, lambda c: nearness(c, at)), .5)]
+            claim('b6', 'on random inputs it peaks near the threshold',
+                  per_seed(random, lambda c: nearness(c, at)), .5)]
 
-def acceleration_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # way: of `over_epochs`
-    "What paper B says of training: wide networks fit in fewer epochs."
+# %% ../nbs/24_claims.ipynb #claims-15a
+def acceleration_claims(df: pd.DataFrame,
+                        way: pd.DataFrame) -> list[dict]: # tidy: of `results`, of `over_epochs`
+    "Claim of paper B on training time: the widest network fits every label in fewer epochs."
     error, at = seed_values(way, 'error', split='train', subset='all'), threshold(df)
-    def epochs(width): # until every label is fitted
+    def epochs(width): # until every training label is fitted, per seed
         rows = error[(error['width'] == width) & (error['value'] < 5e-4)]
         return rows.groupby('seed')['epoch'].min()
     faster = None if at is None else epochs(at) / epochs(df['width'].max())
-    return [claim('b2', 'the widest network fits every label in fewer epochs than the one at the threshold (ratio)', faster, 1.2)]
+    return [claim('b2',
+                  'the widest network fits every label in fewer epochs than the one at the threshold (ratio)',
+                  faster, 1.2)]
 
+# %% ../nbs/24_claims.ipynb #claims-15b
 def curvature_claims(df: pd.DataFrame) -> list[dict]:
-    "What paper B says of mean and largest curvature and of the input gradient of the loss."
+    """Claims of paper B on the trace and the largest eigenvalue of the Hessian, and on the input
+    gradient of the loss."""
     at = threshold(df)
-    return [row for measure, name in dict(hessian_trace='the trace of the Hessian', hessian_lambda_max='its largest eigenvalue',
+    return [row for measure, name in dict(hessian_trace='the trace of the Hessian',
+                                          hessian_lambda_max='its largest eigenvalue',
                                           loss_jacobian='the input gradient of the loss').items()
             for row in (claim('b4', f'{name} falls from its peak', per_seed(_over(df, measure), fall), 2),
-                        claim('b4', f'{name} peaks near the threshold', per_seed(_over(df, measure), lambda c: nearness(c, at)), .5))]
+                        claim('b4', f'{name} peaks near the threshold',
+                              per_seed(_over(df, measure), lambda c: nearness(c, at)), .5))]
 
+# %% ../nbs/24_claims.ipynb #claims-15c
 def distance_claims(df: pd.DataFrame) -> list[dict]:
-    "What paper B says of the distance from initialization, layer by layer."
+    "Claims of paper B on the distance from initialization, one per layer."
     at, layers = threshold(df), sorted(m for m in df['measure'].unique() if m.startswith('distance:'))
-    return [claim('b5', f'{m.removeprefix("distance:")} travels furthest near the threshold', per_seed(_over(df, m), lambda c: nearness(c, at)), .5) for m in layers]
+    return [claim('b5', f'{m.removeprefix("distance:")} travels furthest near the threshold',
+                  per_seed(_over(df, m), lambda c: nearness(c, at)), .5) for m in layers]
 
+# %% ../nbs/24_claims.ipynb #claims-15d
 def theorem_claims(df: pd.DataFrame) -> list[dict]:
-    "Paper B's layerwise inequality and Theorem 2: right side over left side, smallest over widths."
-    names = dict(x='theorem2:x_min', theta='theorem2:theta1', loss='theorem2:loss_max', trace='hessian_trace', patch='theorem2:patch_min')
+    """Claims on paper B's layerwise inequality and Theorem 2: larger side divided by smaller side,
+    minimum over widths."""
+    names = dict(x='theorem2:x_min', theta='theorem2:theta1', loss='theorem2:loss_max',
+                 trace='hessian_trace', patch='theorem2:patch_min')
     squares = dict(grad_x='loss_jacobian', grad_theta1='theorem2:grad_theta1', unshared='theorem2:unshared')
-    value = lambda m, column: seed_values(df[df['path'] == 'none'], m, column, split='train', subset='all').set_index(['seed', 'width'])['value']
-    try: v = {k: value(m, 'mean') for k, m in names.items()} | {k: value(m, 'rms')**2 for k, m in squares.items()}
+    value = lambda m, column: seed_values(
+        df[df['path'] == 'none'], m, column, split='train', subset='all'
+    ).set_index(['seed', 'width'])['value']
+    try:
+        v = {k: value(m, 'mean') for k, m in names.items()} | {
+            k: value(m, 'rms')**2 for k, m in squares.items()}
     except ValueError: v = {}
     if not v or v['theta'].empty: return [claim('b8', 'Theorem 2', None, 1)]
     smallest = lambda ratio: ratio.groupby('seed').min()
     left, valid = (v['x'] / v['theta'])**2 * v['grad_x'], (v['patch'] / v['theta'])**2 * v['grad_x']
-    return [claim('b7', 'layerwise inequality with shared weights: E‖∇θ¹L‖² over its bound', smallest(v['grad_theta1'] / left), 1),
-            claim('b7', 'with weights that are not shared', smallest(v['unshared'] / valid.where(valid > 0)), 1),
-            claim('b8', 'Theorem 2: 2 L_max tr H over x_min²/‖θ¹‖² E‖∇ₓL‖²', smallest(2 * v['loss'] * v['trace'] / left), 1)]
+    return [claim('b7', 'layerwise inequality with shared weights: E‖∇θ¹L‖² over its bound',
+                  smallest(v['grad_theta1'] / left), 1),
+            claim('b7', 'with weights that are not shared',
+                  smallest(v['unshared'] / valid.where(valid > 0)), 1),
+            claim('b8', 'Theorem 2: 2 L_max tr H over x_min²/‖θ¹‖² E‖∇ₓL‖²',
+                  smallest(2 * v['loss'] * v['trace'] / left), 1)]
 
 # %% ../nbs/24_claims.ipynb #claims-17
-def all_claims(df: pd.DataFrame, way: pd.DataFrame | None = None) -> pd.DataFrame: # df: results of one study; way: of `over_epochs`
-    "Every claim that can be made of one study."
-    rows = sharpness_claims(df) + lipschitz_claims(df) + curvature_claims(df) + distance_claims(df) + theorem_claims(df)
+def all_claims(
+    df: pd.DataFrame,                # tidy: of `results`, one study
+    way: pd.DataFrame | None = None, # tidy: of `over_epochs`; default: no claims over epochs
+) -> pd.DataFrame:
+    "Every claim that can be computed from one study, one row per claim."
+    rows = (sharpness_claims(df) + lipschitz_claims(df) + curvature_claims(df)
+            + distance_claims(df) + theorem_claims(df))
     if 'noisy' in set(df['subset']): rows += subset_claims(df)
     if 'untouched' in set(df['subset']): rows += class_claims(df)
     if way is not None: rows += epoch_claims(df, way) + acceleration_claims(df, way)
     return pd.DataFrame(rows)
 
+# %% ../nbs/24_claims.ipynb #claims-17a
 def claims_table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
-    "Claims as a reader wants them: numbers to three digits."
+    "Format claims for reading, numbers with three significant digits."
     df = pd.DataFrame(rows)
     short = lambda v: '' if v is None or pd.isna(v) else f'{v:.3g}'
-    df['number'] = [f'{short(n)} ({short(a)} to {short(b)})' if s else '' for n, a, b, s in zip(df['number'], df['lowest'], df['highest'], df['seeds'])]
-    return df.assign(needs=df['bound'].map('at least {:g}'.format))[['figure', 'claim', 'number', 'needs', 'holds']].set_index('figure')
+    df['number'] = [f'{short(n)} ({short(a)} to {short(b)})' if s else ''
+                    for n, a, b, s in zip(df['number'], df['lowest'], df['highest'], df['seeds'])]
+    return df.assign(needs=df['bound'].map('at least {:g}'.format))[
+        ['figure', 'claim', 'number', 'needs', 'holds']].set_index('figure')

@@ -18,8 +18,9 @@ from .study import STUDIES, check_run, find_study, run_folder, run_id
 from .sweep import LEGEND, plan, progress, sweep
 
 # %% ../nbs/26_cli.ipynb #cli-05
-def numbers(text: str) -> list: # '8-16,32' or '0.5,1.5'
-    "Numbers from a list of single ones and whole-number ranges."
+def numbers(text: str) -> list: # text: such as '8-16,32' or '0.5,1.5'
+    """Parse a comma-separated list of numbers and of whole-number ranges.
+    `argparse.ArgumentTypeError` for anything else."""
     def part(item):
         first, _, last = item.partition('-')
         return range(int(first), int(last) + 1) if last else [float(first) if '.' in first else int(first)]
@@ -30,36 +31,53 @@ def numbers(text: str) -> list: # '8-16,32' or '0.5,1.5'
 
 # %% ../nbs/26_cli.ipynb #cli-08
 def parser() -> argparse.ArgumentParser:
-    "The command `smoothinterp` and its subcommands."
-    top = argparse.ArgumentParser('smoothinterp', description='Train, measure and draw studies of smooth interpolation.')
+    "The parser of the command `smoothinterp` with its subcommands."
+    top = argparse.ArgumentParser('smoothinterp',
+                                  description='Train, measure and draw studies of smooth interpolation.')
     commands = top.add_subparsers(dest='command', required=True)
     def command(name, help, *options):
         sub = commands.add_parser(name, help=help)
-        sub.add_argument('figure' if name == 'figure' else 'study', help='such as fig2' if name == 'figure' else ', '.join(STUDIES))
+        sub.add_argument('figure' if name == 'figure' else 'study',
+                         help='such as fig2' if name == 'figure' else ', '.join(STUDIES))
         for flag, kw in options: sub.add_argument(flag, **kw)
-    workers = ('--workers', dict(type=int, help='processes; one a core or a GPU without (with Ray on GPUs: how many share one)'))
-    device = ('--device', dict(choices=('auto', 'cpu', 'cuda'), default='auto', help='a GPU where there is one without'))
-    engine = ('--engine', dict(choices=('local', 'ray'), default='local', help='this machine, or a Ray cluster'))
-    address = ('--address', dict(default='auto', help='of the Ray cluster; local starts one here'))
-    widths = ('--widths', dict(type=numbers, help='such as 8-16,32; all of the study without'))
-    seeds = ('--seeds', dict(type=numbers, help='such as 0-2; all of the study without'))
-    force = ('--force', dict(action='store_true', help='do again what is done'))
-    also = ('--also', dict(type=numbers, default=[], help="widths to do besides the study's, such as 15"))
-    command('sweep', 'train and measure the runs of a study', widths, also, seeds, force, workers, device, engine, address,
-            ('--resume', dict(action='store_true', help='go on with what was begun, which is what happens anyway')),
-            ('--dry-run', dict(action='store_true', help='say what would be done, how many hours each width takes on this machine, and what it leaves on disk')))
-    command('status', 'how far every run of a study is')
+    workers = ('--workers', dict(type=int,
+                                 help='number of processes (default: one per core or GPU; with Ray on GPUs '
+                                      'the number per GPU, default: 1)'))
+    device = ('--device', dict(choices=('auto', 'cpu', 'cuda'), default='auto',
+                             help='where to compute (default: auto, a GPU if one is available)'))
+    engine = ('--engine', dict(choices=('local', 'ray'), default='local',
+                             help='this machine or a Ray cluster (default: local)'))
+    address = ('--address', dict(default='auto',
+                               help='address of the Ray cluster, local to start one here (default: auto)'))
+    widths = ('--widths', dict(type=numbers, help='base widths such as 8-16,32 (default: all of the study)'))
+    seeds = ('--seeds', dict(type=numbers, help='seeds such as 0-2 (default: all of the study)'))
+    force = ('--force', dict(action='store_true',
+                           help='train and measure finished runs again (default: off, they are kept)'))
+    also = ('--also', dict(type=numbers, default=[],
+                          help="widths beyond the study's, such as 15 (default: none)"))
+    resume = ('--resume', dict(action='store_true',
+                               help='continue interrupted runs (default: done unless --force is given)'))
+    dry_run = ('--dry-run', dict(action='store_true',
+                                 help='print runs, hours per width and disk space only (default: off)'))
+    command('sweep', 'train and measure the runs of a study',
+            widths, also, seeds, force, workers, device, engine, address, resume, dry_run)
+    command('status', 'show the state of every run of a study')
     command('measure', 'measure trained runs again', widths, seeds, workers, device, engine, address)
-    command('publish', 'put results and final weights of the runs that are measured here into checkpoints/, beside those that are there', widths, seeds)
-    command('figure', 'draw a figure', ('--study', dict(help='default: that of the notebook')), ('--width', dict(type=float, help='a base width to mark')))
+    command('publish', 'add results and final weights of the runs measured here to checkpoints/',
+            widths, seeds)
+    command('figure', 'draw a figure',
+            ('--study', dict(help="study to draw (default: the notebook's)")),
+            ('--width', dict(type=float, help="base width to mark (default: the notebook's)")))
     return top
 
+# %% ../nbs/26_cli.ipynb #cli-08a
 def _sweep(a):
     study = find_study(a.study)
     widths, seeds = [*(a.widths or study.widths), *a.also], a.seeds or study.seeds
     for w in widths:
         for s in seeds: check_run(study, w, s)
-    if a.resume and a.force: raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
+    if a.resume and a.force:
+        raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     device = 'auto' if a.engine == 'ray' else a.device
     print(plan(a.study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
     if a.dry_run: return
@@ -72,27 +90,33 @@ def _measure(a):
     sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
     print(f'all runs are measured, in {run_folder(find_study(a.study), 0, 0).parent}')
 
+# %% ../nbs/26_cli.ipynb #cli-08b
 def _publish(a):
     for path in publish(a.study, a.widths, a.seeds): print(path)
     study = find_study(a.study)
     lack = [run_id(*run) for run in runs_of(study, a.widths, a.seeds) if run not in committed_runs(study)]
     if lack: print(f'not measured yet, so not published: {", ".join(lack)}')
 
+# %% ../nbs/26_cli.ipynb #cli-08c
 def _figure(a):
     notebook = home()/'nbs'/f'{a.figure}.ipynb'
     figures = sorted(p.stem for p in notebook.parent.glob('*.ipynb') if re.match(r'fig|[bc]\d', p.stem))
-    if a.figure not in figures: raise ValueError(f'no figure {a.figure!r}{nearest(a.figure, figures)} There are {", ".join(figures)}')
+    if a.figure not in figures:
+        raise ValueError(f'no figure {a.figure!r}{nearest(a.figure, figures)} There are {", ".join(figures)}')
     given = {name: value for name, value in dict(study=a.study, width=a.width).items() if value is not None}
     words = [word for name, value in given.items() for word in ('-p', name, f'{value}')]
     sys.exit(subprocess.run([sys.executable, '-m', 'papermill', str(notebook), *words]).returncode)
 
+# %% ../nbs/26_cli.ipynb #cli-08d
 def main(argv: list[str] | None = None) -> None:
-    "The console script: errors are one line, Ctrl-C says how to go on."
+    "Run the console script: an error prints one line, Ctrl-C prints the command that continues."
     a = parser().parse_args(argv)
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try: globals()[f'_{a.command}'](a)
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
-    except KeyboardInterrupt: sys.exit(f'\nstopped; to go on: smoothinterp {" ".join(w for w in argv or sys.argv[1:] if w != "--force")}')
+    except KeyboardInterrupt:
+        sys.exit(f'\nstopped; to go on: smoothinterp '
+                 f'{" ".join(w for w in argv or sys.argv[1:] if w != "--force")}')
 
 # %% ../nbs/26_cli.ipynb #cli-14
 if __name__ == '__main__' and '__file__' in globals(): main()

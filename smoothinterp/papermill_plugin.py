@@ -19,8 +19,9 @@ import click
 from .core import nearest, run_name
 
 # %% ../nbs/27_papermill.ipynb #mill-05
-def __getattr__(name: str): # of an attribute that is not defined here
-    "`Engine`, which papermill loads as its plug-in, is papermill's own engine."
+def __getattr__(name: str): # name: attribute that this module does not define
+    """Provide `Engine`, papermill's own engine, which papermill loads from its plug-in.
+    `AttributeError` for any other name."""
     if name != 'Engine': raise AttributeError(f'module {__name__} has no attribute {name}')
     from papermill.engines import NBClientEngine
     return NBClientEngine
@@ -28,8 +29,9 @@ def __getattr__(name: str): # of an attribute that is not defined here
 # %% ../nbs/27_papermill.ipynb #mill-08
 def checkout(
     notebook: str | None, # as typed: a path, an address, `-` or nothing
-) -> Path | None:         # its top folder
-    "The checkout of this project that has `notebook` in its `nbs`; None for everything else."
+) -> Path | None:         # top folder of the clone
+    """Top folder of the clone of this project that has `notebook` in its `nbs`. None for any other
+    notebook."""
     path = Path(os.path.realpath(notebook or '-'))
     if path.suffix != '.ipynb' or path.parent.name != 'nbs': return None
     try: settings = (path.parent.parent/'settings.ini').read_text('utf-8', errors='ignore')
@@ -38,7 +40,8 @@ def checkout(
 
 # %% ../nbs/27_papermill.ipynb #mill-13
 def defaults(notebook: str) -> dict[str, object]:
-    "The parameters of a notebook and their defaults, in its order; source text where that is no literal."
+    """Parameters of a notebook and their defaults, in its order. A default that is not a literal is
+    returned as source text."""
     from papermill import inspect_notebook
     def value(source):
         try: return literal_eval(source)
@@ -46,13 +49,14 @@ def defaults(notebook: str) -> dict[str, object]:
     return {name: value(p['default']) for name, p in inspect_notebook(notebook).items()}
 
 # %% ../nbs/27_papermill.ipynb #mill-17
-def given(options: dict) -> dict[str, object]: # from papermill's command line, as click parsed it
-    "The parameters and their values, read as papermill reads them."
+def given(options: dict) -> dict[str, object]: # options: papermill's command line, parsed by click
+    "Parameters given on the command line and their values, parsed as papermill parses them."
     import yaml
     from papermill.cli import _resolve_type
     from papermill.iorw import NoDatesSafeLoader, read_yaml_file
     found = {}
-    for text in options['parameters_base64']: found.update(yaml.load(b64decode(text), NoDatesSafeLoader) or {})
+    for text in options['parameters_base64']:
+        found.update(yaml.load(b64decode(text), NoDatesSafeLoader) or {})
     for path in options['parameters_file']: found.update(read_yaml_file(path) or {})
     for text in options['parameters_yaml']: found.update(yaml.load(text, NoDatesSafeLoader) or {})
     found.update({name: _resolve_type(value) for name, value in options['parameters']})
@@ -62,11 +66,13 @@ def given(options: dict) -> dict[str, object]: # from papermill's command line, 
 def refuse(
     stem: str,   # name of the notebook
     has: dict,   # its parameters and their defaults
-    wants: dict, # those given and their values
+    wants: dict, # parameters given and their values
 ) -> None:
-    "`click.UsageError` for a parameter that the notebook has not got, or a study and width that cannot be."
+    """Reject a parameter that the notebook does not have, and an invalid study or width.
+    `click.UsageError` names what is allowed."""
     for name in [name for name in wants if name not in has]:
-        raise click.UsageError(f"no parameter {name!r}{nearest(name, has)} {stem} has: {', '.join(has) or 'no parameters'}")
+        raise click.UsageError(f"no parameter {name!r}{nearest(name, has)} {stem} has: "
+                               f"{', '.join(has) or 'no parameters'}")
     if not {'study', 'width'} <= has.keys(): return
     from smoothinterp.study import check
     try: check(**{name: (has | wants)[name] for name in ('study', 'width')})
@@ -74,8 +80,8 @@ def refuse(
 
 # %% ../nbs/27_papermill.ipynb #mill-25
 @contextmanager
-def whole(path: Path): # yields it as seen from here, to give to papermill
-    "What papermill saves to `path` becomes that file if nothing is raised, and is gone otherwise."
+def whole(path: Path): # yields the path relative to the working directory, for papermill
+    "Write what papermill saves to `path` only if the block succeeds. If it raises, nothing is written."
     from papermill.iorw import papermill_io
     path.parent.mkdir(exist_ok=True)
     part, shown = path.with_name(f'.{path.name}.{os.getpid()}.part'), os.path.relpath(path)
@@ -94,23 +100,29 @@ def whole(path: Path): # yields it as seen from here, to give to papermill
 # %% ../nbs/27_papermill.ipynb #mill-29
 def run(
     ctx: click.Context, # papermill's command line, parsed
-    root: Path,         # the checkout
+    root: Path,         # top folder of the clone
 ):
-    "Check what was asked for, then let papermill run it into `root`'s figures."
+    """Validate the parameters, then let papermill save the executed notebook in `root`'s figures.
+    `click.UsageError` if the notebook does not exist or a parameter is wrong."""
     import yaml
     notebook = Path(ctx.params['notebook_path'])
-    if not notebook.is_file(): raise click.UsageError(f"no notebook {notebook}{nearest(notebook.name, os.listdir(root/'nbs'))}")
+    if not notebook.is_file():
+        raise click.UsageError(f"no notebook {notebook}{nearest(notebook.name, os.listdir(root/'nbs'))}")
     has, wants = defaults(str(notebook)), given(ctx.params)
     refuse(notebook.stem, has, wants)
     name = run_name(notebook.stem, {k: wants[k] for k in has if k in wants and wants[k] != has[k]})
     with whole(root/'figures'/f'{name}.ipynb') as output:
         click.echo(f'The executed notebook goes to {output}', err=True)
-        ctx.params |= {'output_path': output, 'parameters_file': [], 'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}
+        ctx.params |= {'output_path': output, 'parameters_file': [],
+                       'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}
         return invoke.original(ctx.command, ctx)
 
+# %% ../nbs/27_papermill.ipynb #mill-29a
 def invoke(command: click.Command, ctx: click.Context):
-    "`click.Command.invoke`, with this project's notebooks run into its figures."
-    papermills = command.name == 'papermill' and getattr(command.callback, '__module__', '') == 'papermill.cli'
+    """Replacement of `click.Command.invoke`: executes this project's notebooks into `figures`,
+    passes on every other call."""
+    papermills = (command.name == 'papermill'
+                  and getattr(command.callback, '__module__', '') == 'papermill.cli')
     said = not papermills or ctx.params.get('output_path') or ctx.params.get('help_notebook')
     root = None if said else checkout(ctx.params.get('notebook_path'))
     return run(ctx, root) if root else invoke.original(command, ctx)

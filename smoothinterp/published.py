@@ -27,130 +27,163 @@ from .study import STUDIES, Study
 from .train import PAPER_B_OFFICIAL
 
 # %% ../nbs/23_published.ipynb #publishe-05
-READING = .003 # error of a published error rate, read off a picture
+READING = .003 # reading error of a published error rate (a share, not per cent)
 
 def published(
-    study: str,            # as in the paper's figures, such as 'convnet-cifar10'
+    study: str,            # name of published curves, such as 'convnet-cifar10'
     label_noise: int = 20, # per cent of wrong labels
 ) -> pd.DataFrame:         # study, label_noise, width, quantity, value, note
-    "Published curves of paper B, one row a number. `FileNotFoundError` outside a clone, `ValueError` names the curves there are."
+    """Published curves of paper B, one row per number. `FileNotFoundError` outside a clone.
+    `ValueError` lists the available curves."""
     path = figures_dir()/'published.parquet'
     if not path.exists():
-        raise FileNotFoundError(f'no published curves at {path}: they come with a clone of the repository. Work in one, '
+        raise FileNotFoundError(f'no published curves at {path}: they come with a clone of the '
+                                'repository. Work in one, '
                                 'or copy figures/published.parquet from it to there')
     df, _ = load_frame(path)
     found = df[(df['study'] == study) & (df['label_noise'] == label_noise)]
     if len(found): return found.astype(dict(width=float)).reset_index(drop=True)
-    there = [f'{s!r} at {", ".join(map(str, sorted(set(noise))))} %' for s, noise in df.groupby('study')['label_noise']]
-    raise ValueError(f'no published curves of {study!r} at {label_noise} % label noise; there are {"; ".join(there)}')
+    there = [f'{s!r} at {", ".join(map(str, sorted(set(noise))))} %' for s,
+             noise in df.groupby('study')['label_noise']]
+    raise ValueError(f'no published curves of {study!r} at {label_noise} % label noise; there are '
+                     f'{"; ".join(there)}')
 
-def published_curves(df: pd.DataFrame) -> dict[str, pd.Series]: # quantity to values by width
-    "The readings of each quantity, without those that may be another curve's."
+# %% ../nbs/23_published.ipynb #publishe-05a
+def published_curves(df: pd.DataFrame) -> dict[str, pd.Series]: # from quantity to values, indexed by width
+    "Values per quantity, without readings that may belong to another curve."
     certain = df[~df['note'].str.contains('may be')]
     return {q: rows.set_index('width')['value'] for q, rows in certain.groupby('quantity', sort=False)}
 
 # %% ../nbs/23_published.ipynb #publishe-09
 def threshold_between(error: pd.Series) -> pd.Interval: # of base widths, open on the left
-    "Between which widths the training error reaches zero, as far as it can be read (`READING`)."
+    "Interval of widths in which the training error reaches zero, within the reading error `READING`."
     first = min(error.index[error <= READING], default=inf)
     return pd.Interval(float(max(error.index[error.index < first], default=0)), float(first))
 
 # %% ../nbs/23_published.ipynb #publishe-11
 def peak(quantity: str, curve: pd.Series) -> tuple[float, float]: # value, width; NaN without a peak
-    "Top of a curve; of a test error the top of its largest rise above the lowest error at smaller widths."
+    """Maximum of a curve, and for a test error the top of its largest rise above the lowest error at
+    smaller widths. NaN for a train error, and for a test error that does not rise."""
     rise = curve - curve.cummin() if quantity == 'test_error' else curve
     if quantity == 'train_error' or (quantity == 'test_error' and rise.max() <= READING): return nan, nan
     return curve[rise.idxmax()], rise.idxmax()
 
 # %% ../nbs/23_published.ipynb #publishe-18
-COUNTERPARTS = {'convnet-cifar10': 'convnet-cifar10', 'convnet-cifar100': 'convnet-cifar100', 'resnet18-plain-cifar10': 'resnet18-cifar10',
-                'vit-cifar10': 'vit-cifar10', 'convnet-a-cifar10': 'convnet-cifar10', 'cifar10-small': 'convnet-cifar10'}
+COUNTERPARTS = { # from a study to published curves
+    'convnet-cifar10': 'convnet-cifar10', 'convnet-cifar100': 'convnet-cifar100',
+    'resnet18-plain-cifar10': 'resnet18-cifar10', 'vit-cifar10': 'vit-cifar10',
+    'convnet-a-cifar10': 'convnet-cifar10', 'cifar10-small': 'convnet-cifar10'}
 
-def counterpart(study: Study) -> str | None: # the name of published curves
-    "Which published curves a study is set beside, if any."
+def counterpart(study: Study) -> str | None: # such as 'convnet-cifar10'
+    "Name of the published curves that a study is compared with. None if there are none."
     return COUNTERPARTS.get(study.name.removesuffix('-reduced').removesuffix('-5k').removesuffix('-long'))
 
 def reference(published: str) -> Study:
-    "Paper B's study, as this project defines it, behind published curves."
+    "Paper B's study that belongs to published curves, as this project defines it."
     return STUDIES[next(ours for ours, theirs in COUNTERPARTS.items() if theirs == published)]
 
-def curves_for(study: Study) -> pd.DataFrame: # as `published`
-    "The published curves beside a study, at its label noise."
+def curves_for(study: Study) -> pd.DataFrame: # columns as in `published`
+    """Published curves for a study at its label noise. `ValueError` if there are none,
+    `FileNotFoundError` outside a clone."""
     return published(counterpart(study), round(100 * study.noise))
 
 # %% ../nbs/23_published.ipynb #publishe-22
 MEASURES = [ # published quantity, our measure, split, column
     ('test_error', 'error', 'test', 'mean'), ('train_error', 'error', 'train', 'mean'),
-    ('empirical_lipschitz', 'logit_operator', 'train', 'rms'), ('empirical_lipschitz', 'logit_official', 'train', 'rms'),
+    ('empirical_lipschitz', 'logit_operator', 'train', 'rms'),
+    ('empirical_lipschitz', 'logit_official', 'train', 'rms'),
     ('upper_bound', 'bound_paper', 'train', 'mean'), ('upper_bound', 'bound_valid', 'train', 'mean'),
-    ('upper_bound', 'bound_reshaped', 'train', 'mean'), ('loss_input_jacobian', 'loss_jacobian', 'train', 'mean'),
-    ('hessian_trace', 'hessian_trace', 'train', 'mean'), ('hessian_lambda_max', 'hessian_lambda_max', 'train', 'mean'),
+    ('upper_bound', 'bound_reshaped', 'train', 'mean'),
+    ('loss_input_jacobian', 'loss_jacobian', 'train', 'mean'),
+    ('hessian_trace', 'hessian_trace', 'train', 'mean'),
+    ('hessian_lambda_max', 'hessian_lambda_max', 'train', 'mean'),
     ('hessian_lambda_r', 'hessian_lambda_r', 'train', 'mean')]
 
-def pairs(published: pd.DataFrame) -> list[tuple]: # as `MEASURES`
-    "What is set beside the published curves; the layers of a distance from initialisation are matched in their order."
+def pairs(published: pd.DataFrame) -> list[tuple]: # items as in `MEASURES`
+    """Our measure for each published quantity. Distances from initialization are matched layer by
+    layer, in order."""
     there = list(published['quantity'].unique())
     travelled = [q for q in there if q.startswith('distance:')]
     layers = layer_names(published['study'].iloc[0]) if travelled else []
-    return [m for m in MEASURES if m[0] in there] + [(q, f'distance:{n}', 'train', 'mean') for q, n in zip(travelled, layers, strict=True)]
+    return [m for m in MEASURES if m[0] in there] + [
+        (q, f'distance:{n}', 'train', 'mean') for q, n in zip(travelled, layers, strict=True)]
 
 def layer_names(published: str) -> list[str]: # such as 'conv1'
-    "Names of a family's layers here, from the images on."
+    "Names of the layers of a family's networks, from input to output."
     net = build(reference(published).family, 6)
     return list(distance_from_init(net, net.state_dict()))
 
 # %% ../nbs/23_published.ipynb #publishe-25
 def our_curves(
     ours: pd.DataFrame,      # tidy: results of one study
-    published: pd.DataFrame, # the curves it is set beside
+    published: pd.DataFrame, # curves it is compared with
 ) -> pd.DataFrame:           # quantity, measure, width, seed, value
-    "Our numbers under the published names: at the last epoch, at the points, a distance over its layer's maximum."
+    """Our numbers under the published names, at the last epoch and at the training points. Distances
+    are divided by their layer's maximum over widths."""
     parts = [_our_curve(ours, *pair) for pair in pairs(published)]
     return pd.concat(parts, ignore_index=True)
 
 def _our_curve(ours, quantity, measure, split, column):
-    rows = ours[(ours['measure'] == measure) & (ours['split'] == split) & (ours['subset'] == 'all') & (ours['volume'] == 0)]
-    rows = rows.sort_values(['epoch', 'path'], ascending=[False, True]).drop_duplicates(['width', 'seed']).sort_values(['width', 'seed'])
-    value = rows[column] / rows.groupby('width')[column].mean().max() if quantity.startswith('distance:') else rows[column]
-    return rows[['width', 'seed']].assign(quantity=quantity, measure=measure, value=value)[['quantity', 'measure', 'width', 'seed', 'value']]
+    rows = ours[(ours['measure'] == measure) & (ours['split'] == split) & (ours['subset'] == 'all')
+                & (ours['volume'] == 0)]
+    rows = rows.sort_values(['epoch', 'path'], ascending=[False, True]).drop_duplicates(
+        ['width', 'seed']).sort_values(['width', 'seed'])
+    value = (rows[column] / rows.groupby('width')[column].mean().max()
+             if quantity.startswith('distance:') else rows[column])
+    return rows[['width', 'seed']].assign(quantity=quantity, measure=measure, value=value)[
+        ['quantity', 'measure', 'width', 'seed', 'value']]
 
 # %% ../nbs/23_published.ipynb #publishe-27
 def comparison(
     ours: pd.DataFrame,      # tidy: results of one study
-    published: pd.DataFrame, # the curves it is set beside
+    published: pd.DataFrame, # curves it is compared with
 ) -> pd.DataFrame:           # rows (quantity, measure); see `compare` for the columns
-    "Our curves beside the published ones, a row for all that both have; `missing` names the rest."
+    """Compare our curves with the published ones, one row per pair that has a common width.
+    `missing` lists the rest."""
     theirs, rows = published_curves(published), {}
-    for (quantity, measure), curve in our_curves(ours, published).groupby(['quantity', 'measure'], sort=False):
+    for (quantity, measure), curve in our_curves(ours, published).groupby(
+            ['quantity', 'measure'], sort=False):
         mean = curve.groupby('width')['value'].mean()
-        if len(mean.index.intersection(theirs[quantity].index)): rows[quantity, measure] = compare(quantity, mean, theirs[quantity])
+        if len(mean.index.intersection(theirs[quantity].index)):
+            rows[quantity, measure] = compare(quantity, mean, theirs[quantity])
     df = pd.DataFrame(rows.values(), index=pd.MultiIndex.from_tuples(rows, names=['quantity', 'measure']))
     return df.set_axis(pd.MultiIndex.from_tuples(df.columns), axis=1)
 
-def compare(quantity: str, ours: pd.Series, published: pd.Series) -> dict: # two-level column to number
-    "Threshold, peak, value at the largest common width, rank correlation and relative difference of two curves by width."
+# %% ../nbs/23_published.ipynb #publishe-27a
+def compare(quantity: str, ours: pd.Series,
+            published: pd.Series) -> dict: # from column (two levels) to number
+    """Compare two curves over width: threshold, peak, value at the largest common width, rank
+    correlation, relative difference."""
     widths = ours.index.intersection(published.index)
     a, b = ours[widths], published[widths]
     sides = dict(ours=ours, published=published)
-    row = {('threshold', side): threshold_between(curve) if quantity == 'train_error' else nan for side, curve in sides.items()}
+    row = {('threshold', side): threshold_between(curve) if quantity == 'train_error' else nan
+           for side, curve in sides.items()}
     for side, curve in sides.items(): row['peak', side], row['width of peak', side] = peak(quantity, curve)
-    row |= {('largest common width', 'w'): widths.max()} | {('largest common width', side): c[widths.max()] for side, c in sides.items()}
+    row |= {('largest common width', 'w'): widths.max()} | {
+        ('largest common width', side): c[widths.max()] for side, c in sides.items()}
     relative = (a / b - 1)[b > (READING if quantity.endswith('error') else 0)]
-    return row | {('all common widths', 'number'): len(widths), ('all common widths', 'rank correlation'): a.corr(b, method='spearman'),
-                  ('all common widths', 'difference'): relative.mean(), ('all common widths', '|difference|'): relative.abs().mean()}
+    return row | {('all common widths', 'number'): len(widths),
+                  ('all common widths', 'rank correlation'): a.corr(b, method='spearman'),
+                  ('all common widths', 'difference'): relative.mean(),
+                  ('all common widths', '|difference|'): relative.abs().mean()}
 
-def missing(ours: pd.DataFrame, published: pd.DataFrame) -> dict[str, list[str]]: # reason to names
-    "What the comparison leaves out: measures of ours that lack, quantities that were not published."
+# %% ../nbs/23_published.ipynb #publishe-27b
+def missing(ours: pd.DataFrame, published: pd.DataFrame) -> dict[str, list[str]]: # from reason to names
+    """What the comparison leaves out: measures we did not compute, and quantities that were not
+    published."""
     here, rows = set(our_curves(ours, published)['measure']), comparison(ours, published).index
     there, rest = set(published['quantity']), [m for q, m, *_ in pairs(published) if (q, m) not in rows]
     travelled = any(q.startswith('distance:') for q in there)
-    left = {'not measured here': [m for m in rest if m not in here], 'no width in common': [m for m in rest if m in here],
-            'not published': [q for q in dict.fromkeys(m[0] for m in MEASURES) if q not in there] + ([] if travelled else ['distance'])}
+    left = {'not measured here': [m for m in rest if m not in here],
+            'no width in common': [m for m in rest if m in here],
+            'not published': [q for q in dict.fromkeys(m[0] for m in MEASURES)
+                              if q not in there] + ([] if travelled else ['distance'])}
     return {reason: names for reason, names in left.items() if names}
 
 # %% ../nbs/23_published.ipynb #publishe-29
 def readable(table: pd.DataFrame) -> pd.DataFrame: # of text
-    "A comparison with three significant digits, differences in per cent."
+    "Format a comparison: three significant digits, differences in per cent."
     return table.apply(lambda column: column.map(_percent if 'difference' in column.name[1] else _text))
 
 def _text(value) -> str:
@@ -161,36 +194,42 @@ def _percent(value: float) -> str:
     return '–' if pd.isna(value) else f'{value:+.0%}'
 
 def spoken(threshold: pd.Interval) -> str:
-    "A threshold in words: '14 to 15', 'above 24'."
+    "Format a threshold: '14 to 15', 'above 24' or 'at most 3'."
     if threshold.right == inf: return f'above {threshold.left:g}'
     return f'{threshold.left:g} to {threshold.right:g}' if threshold.left else f'at most {threshold.right:g}'
 
 # %% ../nbs/23_published.ipynb #publishe-37
-LABELS = dict(test_error='test error', train_error='train error', empirical_lipschitz='Lipschitz constant', upper_bound='upper bound',
-              loss_input_jacobian='loss Jacobian norm', hessian_trace='Hessian trace', hessian_lambda_max='Hessian $\\lambda_{\\max}$',
+LABELS = dict(test_error='test error', train_error='train error', empirical_lipschitz='Lipschitz constant',
+              upper_bound='upper bound', loss_input_jacobian='loss Jacobian norm',
+              hessian_trace='Hessian trace',              hessian_lambda_max='Hessian $\\lambda_{\\max}$',
               hessian_lambda_r='Hessian $\\lambda_r$')
 GREY, COLOURS = '.55', sns.color_palette('colorblind')
 
+# %% ../nbs/23_published.ipynb #publishe-37b
 def reproduction_figure(
     ours: pd.DataFrame,      # tidy: results of one study
-    published: pd.DataFrame, # the curves it is set beside
+    published: pd.DataFrame, # curves it is compared with
 ) -> Figure:
-    "Small multiples of all quantities that both have: ours in colour with the range of seeds, published thin and grey."
+    """Draw one panel per common quantity: our mean over seeds with its range in colour, the
+    published curve thin and grey."""
     curves, theirs = our_curves(ours, published), published_curves(published)
     quantities, widths = list(curves['quantity'].unique()), sorted({*published['width'], *curves['width']})
     with styled():
-        fig, axes = plt.subplots(-(-len(quantities) // 4), 4, figsize=(11, 2.3 * -(-len(quantities) // 4)), layout='constrained', squeeze=False)
+        fig, axes = plt.subplots(-(-len(quantities) // 4), 4, figsize=(11, 2.3 * -(-len(quantities) // 4)),
+                                 layout='constrained', squeeze=False)
         for ax, q in zip(axes.flat, quantities):
             _panel(ax, q, curves[curves['quantity'] == q], theirs[q])
             _thresholds(ax, curves, theirs)
             width_axis(ax, [w for w in widths if log2(w / widths[0]).is_integer()])
             ax.set_xlim(.9 * widths[0], 1.1 * widths[-1])
         for ax in axes.flat[len(quantities):]: ax.remove()
-        fig.legend(handles=[Line2D([], [], color=COLOURS[0], marker='.', label='this project'), Line2D([], [], color=GREY, lw=.8, label='published')],
+        fig.legend(handles=[Line2D([], [], color=COLOURS[0], marker='.', label='this project'),
+                            Line2D([], [], color=GREY, lw=.8, label='published')],
                    ncols=2, loc='outside upper center')
         write_notes(fig, ours)
     return fig
 
+# %% ../nbs/23_published.ipynb #publishe-37a
 def _panel(ax, quantity, curves, theirs):
     ax.plot(theirs.index, theirs, color=GREY, lw=.8)
     for colour, (measure, rows) in zip(COLOURS, curves.groupby('measure', sort=False)):
@@ -204,7 +243,8 @@ def _panel(ax, quantity, curves, theirs):
 def _log_axis(ax):
     ax.set_yscale('log')
     low, high = ax.get_ylim()
-    ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)), minor_locator=NullLocator())
+    ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)),
+                 minor_locator=NullLocator())
     ax.yaxis.set_major_formatter('{x:g}')
 
 def _thresholds(ax, curves, theirs):
@@ -213,14 +253,18 @@ def _thresholds(ax, curves, theirs):
         if (at := threshold_between(error).right) < inf: ax.axvline(at, ls=':', color=colour, lw=1, zorder=0)
 
 # %% ../nbs/23_published.ipynb #publishe-41
-TRAINED_ON = 49_000 # images: the commands on paper B's repository page hold 1,000 out
-NOT_PRINTED = {'resnet18-cifar10': ('epochs', 'augmentation'), 'vit-cifar10': ('epochs', 'augmentation', 'learning rate', 'optimiser', 'initial weights')}
+TRAINED_ON = 49_000 # images; the commands on paper B's repository page hold out 1,000 of 50,000
+NOT_PRINTED = { # aspects of the set-up that paper B does not state
+    'resnet18-cifar10': ('epochs', 'augmentation'),
+    'vit-cifar10': ('epochs', 'augmentation', 'learning rate', 'optimiser', 'initial weights')}
 EFFECTS = {
     'network': 'it is another function: threshold and peaks may shift by a width or two, levels by more',
     'training images': 'the more labels there are, the wider is the first network that fits them',
     'pixels a side': 'gradients and norms are those of another input space',
-    'epochs at most': 'networks next to the threshold fit last: fewer epochs move it to larger widths and flatten the peaks',
-    'stops at a training loss of': 'beyond the threshold, loss gradients and curvatures fall only as far as the loss may',
+    'epochs at most': 'networks next to the threshold fit last: fewer epochs move it to larger widths '
+                      'and flatten the peaks',
+    'stops at a training loss of': 'beyond the threshold, loss gradients and curvatures fall '
+                                   'only as far as the loss may',
     'images a batch': 'smaller batches take more and noisier steps an epoch',
     'learning rate': 'a larger rate fits in fewer epochs, and ends where the loss is less curved',
     'optimiser': 'it may end in another solution',
@@ -229,45 +273,55 @@ EFFECTS = {
     'base widths': 'a peak between two widths is missed',
     'seeds': 'one seed has no band, and seeds differ most next to the threshold'}
 
-def setup(study: Study) -> dict: # aspect to what the study does
-    "What `EFFECTS` speaks of, as the study has it."
+# %% ../nbs/23_published.ipynb #publishe-41a
+def setup(study: Study) -> dict: # from aspect to value
+    "The study's value for each aspect of the set-up in `EFFECTS`."
     r = study.recipe
-    return dict(zip(EFFECTS, (study.family, study.n or 50_000, study.size, r.epochs, r.stop_loss or 'never', r.batch, r.lr, r.optimiser, r.augment, r.init,
-                              f'{len(study.widths)} from {min(study.widths):g} to {max(study.widths):g}', len(study.seeds))))
+    return dict(zip(EFFECTS, (
+        study.family, study.n or 50_000, study.size, r.epochs, r.stop_loss or 'never', r.batch, r.lr,
+        r.optimiser, r.augment, r.init,
+        f'{len(study.widths)} from {min(study.widths):g} to {max(study.widths):g}', len(study.seeds))))
 
-def setup_differences(study: Study) -> pd.DataFrame: # rows are aspects; ours, published, what that may change
-    "What the study does otherwise than the published networks, and what that may change."
+def setup_differences(study: Study) -> pd.DataFrame: # one row per aspect
+    """Aspects in which the study differs from the published networks, and what each may change. The
+    study must have a `counterpart`."""
     theirs = counterpart(study)
-    as_run = replace(reference(theirs), n=TRAINED_ON, recipe=replace(reference(theirs).recipe, lr=PAPER_B_OFFICIAL.lr))
+    as_run = replace(reference(theirs), n=TRAINED_ON,
+                     recipe=replace(reference(theirs).recipe, lr=PAPER_B_OFFICIAL.lr))
     printed = setup(as_run) | {'seeds': 'several'} | dict.fromkeys(NOT_PRINTED.get(theirs, ()), 'not printed')
-    df = pd.DataFrame(dict(ours=setup(study), published=printed, **{'what that may change': EFFECTS}), dtype=object).loc[list(EFFECTS)]
+    df = pd.DataFrame(dict(ours=setup(study), published=printed, **{'what that may change': EFFECTS}),
+                      dtype=object).loc[list(EFFECTS)]
     return df[df['ours'] != df['published']]
 
 def comparable(study: Study) -> bool:
-    "Whether levels can be compared: the images are those of the published curves."
+    "Whether levels can be compared, that is whether the images are those of the published curves."
     theirs = reference(counterpart(study))
     return (study.data, study.size, study.n) == (theirs.data, theirs.size, theirs.n)
 
 # %% ../nbs/23_published.ipynb #publishe-45
 def observations(
     table: pd.DataFrame, # a `comparison`
-    levels: bool,        # whether levels can be compared
+    levels: bool,        # also describe levels, see `comparable`
 ) -> list[str]:          # sentences
-    "What a comparison shows: threshold, peaks, shapes, and levels if they can be compared."
-    found = [_threshold_words(table), _peak_words(table), _shape_words(table), _level_words(table) if levels else '']
+    "Describe a comparison in sentences: threshold, peaks, shapes, and levels if they can be compared."
+    found = [_threshold_words(table), _peak_words(table), _shape_words(table),
+             _level_words(table) if levels else '']
     return [words for words in found if words]
 
 def _threshold_words(table):
     rows = table['threshold'].dropna()
     if rows.empty: return ''
     ours, theirs = rows.iloc[0][['ours', 'published']]
-    told = 'as far as this can be told, the same' if ours.overlaps(theirs) else 'later here' if ours.left >= theirs.right else 'earlier here'
+    told = ('as far as this can be told, the same' if ours.overlaps(theirs)
+            else 'later here' if ours.left >= theirs.right else 'earlier here')
     return f'Interpolation threshold: {spoken(ours)} here, {spoken(theirs)} in the published curve: {told}.'
 
+# %% ../nbs/23_published.ipynb #publishe-45a
 def _peak_words(table):
-    first = table.groupby('quantity', sort=False).first() # of several readings
+    first = table.groupby('quantity', sort=False).first() # first measure per quantity
     first = first[first['width of peak', 'published'].notna() & ~first.index.str.startswith('distance:')]
-    parts = [f'{spoken_name(q)} {_peak_width(row)} ({row["width of peak", "published"]:g})' for q, row in first.iterrows()]
+    parts = [f'{spoken_name(q)} {_peak_width(row)} ({row["width of peak", "published"]:g})' for q,
+             row in first.iterrows()]
     if not parts: return ''
     return (f'Base width of the peak, ours (published): {", ".join(parts)}. '
             f'An arrow marks the largest width in common, beyond which the top may lie.')
@@ -276,21 +330,30 @@ def _peak_width(row):
     at = row['width of peak', 'ours']
     return 'none' if pd.isna(at) else f'{at:g}{"→" if at == row["largest common width", "w"] else ""}'
 
+# %% ../nbs/23_published.ipynb #publishe-45b
 def _shape_words(table):
     rank = table['all common widths', 'rank correlation'].dropna().sort_values()
     if rank.empty: return ''
     (low, low_measure), (high, high_measure) = rank.index[0], rank.index[-1]
-    return (f'Shape: of {len(rank)} curves, {spoken_name(high)} ({high_measure}) is most like the published one, with a rank correlation of '
-            f'{rank.iloc[-1]:.2f}, and {spoken_name(low)} ({low_measure}) least, with {rank.iloc[0]:.2f}.')
+    return (f'Shape: of {len(rank)} curves, {spoken_name(high)} ({high_measure}) is most like the '
+            'published one, '
+            f'with a rank correlation of {rank.iloc[-1]:.2f}, '
+            f'and {spoken_name(low)} ({low_measure}) least, with {rank.iloc[0]:.2f}.')
 
+# %% ../nbs/23_published.ipynb #publishe-45c
 def _level_words(table):
     off = table['all common widths', '|difference|'].dropna()
-    off = off[~off.index.get_level_values('quantity').str.startswith('distance:')] # these have no level
+    # distances are relative to their maximum over widths, so they have no level
+    off = off[~off.index.get_level_values('quantity').str.startswith('distance:')]
     nearest = off.groupby('quantity', sort=False).idxmin()
-    parts = [f'{spoken_name(q)} {table.loc[key, ("all common widths", "difference")]:+.0%} ({key[1]})' for q, key in nearest.items()]
-    return f'Level, mean difference over common widths of the measure that comes nearest: {", ".join(parts)}.' if parts else ''
+    parts = [f'{spoken_name(q)} {table.loc[key, ("all common widths", "difference")]:+.0%} ({key[1]})'
+             for q, key in nearest.items()]
+    return (f'Level, mean difference over common widths of the measure that comes nearest: '
+            f'{", ".join(parts)}.'
+            if parts else '')
 
 def spoken_name(quantity: str) -> str: # such as 'the test error'
-    "A quantity as it is spoken."
-    names = dict(hessian_lambda_max='largest Hessian eigenvalue', hessian_lambda_r='smallest non-zero Hessian eigenvalue')
+    "Name of a quantity within a sentence."
+    names = dict(hessian_lambda_max='largest Hessian eigenvalue',
+                 hessian_lambda_r='smallest non-zero Hessian eigenvalue')
     return 'the ' + names.get(quantity, LABELS.get(quantity, quantity.replace('distance:', 'distance of ')))

@@ -23,39 +23,45 @@ from tqdm.auto import tqdm
 from .core import DamagedFile, load_tensors, read_json
 from .data import Data, Normalise
 from .models import parameter_count
-from .results import (IMPOSSIBLE, Case, committed_runs, lacking, measure_run, measured, quick_measures, results,
-                                  sharpness_around)
+from .results import (IMPOSSIBLE, Case, committed_runs, lacking, measure_run, measured,
+                                  quick_measures, results, sharpness_around)
 from .runs import is_held, throw_away
 from .stack import Engine, gpu_group
-from .study import (Study, check, check_run, find_study, images, network, run_folder, run_of, source, stacked,
-                                study_data, train_runs)
+from .study import (Study, check, check_run, find_study, images, network, run_folder,
+                                run_of, source, stacked, study_data, train_runs)
 from .train import evaluate, in_memory, log_epochs
 from .workers import default_workers, find_device, pool
 
 # %% ../nbs/21_sweep.ipynb #sweep-05
 @lru_cache(None)
 def cost(study: Study, width: float) -> float: # arbitrary units
-    "Rough cost of a run: floating-point operations of an image, and an overhead that every image has, times epochs."
+    """Rough cost of a run in arbitrary units: floating-point operations per image plus a constant
+    overhead per image, times the number of epochs."""
     model, image = network(study, width).eval(), torch.zeros(1, source(study).colours, study.size, study.size)
     with FlopCounterMode(display=False) as counter: model(image)
     return (counter.get_total_flops() + 1e5) * study.recipe.epochs
 
+# %% ../nbs/21_sweep.ipynb #sweep-05a
 def is_done(study: Study, width: float, seed: int) -> bool:
-    "Whether a run was trained and measured; what another definition left there is an error."
+    """Whether a run is trained and measured. `ValueError` if its folder holds results of another
+    definition."""
     return measured(study, width, seed) is not None
 
-def todo(study: Study, widths: Iterable[float], seeds: Iterable[int], force: bool = False) -> list[tuple]: # (width, seed)
-    "Runs that are not done, the widest first."
+def todo(study: Study, widths: Iterable[float], seeds: Iterable[int],
+         force: bool = False) -> list[tuple]: # (width, seed)
+    "Runs that are not done, widest first."
     return sorted({(w, s) for w in widths for s in seeds if force or not is_done(study, w, s)}, reverse=True)
 
+# %% ../nbs/21_sweep.ipynb #sweep-05b
 def joins(study: Study, run: tuple, task: list[tuple], device: str) -> bool:
-    "Whether a run is trained as one network with those of a task: seeds of a width on a CPU, the next widths too on a GPU."
+    """Whether a run trains as one network with the runs of a task: on a CPU the seeds of one width,
+    on a GPU also the next smaller widths."""
     widest = task[0][0]
     if not stacked(study, widest, device): return False
     return run[0] == widest if device == 'cpu' else len(task) < gpu_group(widest)
 
 def tasks(study: Study, runs: list[tuple], device: str) -> list[list[tuple]]: # of (width, seed)
-    "Runs, the widest first, as what workers do at a time, the longest first."
+    "Group runs into worker tasks, most expensive first. `runs` must be sorted widest first."
     found = []
     for run in runs:
         if found and joins(study, run, found[-1], device): found[-1].append(run)
@@ -64,9 +70,11 @@ def tasks(study: Study, runs: list[tuple], device: str) -> list[list[tuple]]: # 
 
 # %% ../nbs/21_sweep.ipynb #sweep-09
 def carry_out(study: str | Study, task: list[tuple], train: bool, device: str, say: Callable) -> None:
-    "Train the runs of a task, if asked to, and measure them."
+    """Train the runs of a task if `train`, then measure them. Reports (width, seed, stage, share
+    done, new images) to `say`."""
     study = find_study(study)
-    def report(run, epoch, loss): say((*run, f'epoch {epoch}', .9 * epoch / study.recipe.epochs, images(study)))
+    def report(run, epoch, loss):
+        say((*run, f'epoch {epoch}', .9 * epoch / study.recipe.epochs, images(study)))
     done = train_runs(study, task, device, report) if train else []
     for i, (width, seed) in enumerate(task):
         say((width, seed, 'measuring', .9, 0))
@@ -77,19 +85,24 @@ def _ending(done):
     redrawn = f', redrawn {done["redrawn"]} times because it was born dead' if done['redrawn'] else ''
     return f'{done["status"]} after {done["epochs"]} epochs{redrawn}'
 
+# %% ../nbs/21_sweep.ipynb #sweep-09a
 class _Lines:
-    "Standard error as a file for tqdm: each state is a line of its own, not drawn over the one before."
+    "File for tqdm that writes each state of a progress bar to standard error as a line of its own."
     def write(self, text): sys.stderr.write(f'{text.strip()}\n' if text.strip() else '')
     def flush(self): sys.stderr.flush()
 
 def _percent(name):
-    "A progress bar from 0 to 100 at a terminal and in a notebook; elsewhere a line every 10 seconds on standard error."
+    """A progress bar from 0 to 100 at a terminal and in a notebook, otherwise a line every 10
+    seconds on standard error."""
     drawn = sys.stderr.isatty() or 'ipykernel' in sys.modules
     options = {} if drawn else dict(file=_Lines(), mininterval=10, miniters=0)
-    return tqdm(total=100, desc=name, bar_format='{desc}' + '|{bar}| ' * drawn + '{percentage:.0f}% [{elapsed}, {remaining} left]', **options)
+    return tqdm(total=100, desc=name, bar_format='{desc}' + '|{bar}| ' * drawn
+                + '{percentage:.0f}% [{elapsed}, {remaining} left]', **options)
 
+# %% ../nbs/21_sweep.ipynb #sweep-09b
 def _watch(study, runs, queue, futures):
-    "Show how far the runs are, until all are done or one has failed."
+    """Show the progress of the runs until all tasks are done or one has failed. Raises the error of
+    a failed task."""
     total, start, seen = {run: cost(study, run[0]) for run in runs}, time.monotonic(), 0
     share = dict.fromkeys(runs, 0)
     with _percent(study.name) as bar:
@@ -99,36 +112,42 @@ def _watch(study, runs, queue, futures):
             except Empty:
                 bar.update(0)
                 continue
-            name, done, seen = f'{study.name} w={width:g} seed {seed}', sum(s == 1 for s in share.values()), seen + fresh
+            name, done, seen = (f'{study.name} w={width:g} seed {seed}',
+                                sum(s == 1 for s in share.values()), seen + fresh)
             if share[width, seed] == 1:
                 with bar.external_write_mode(sys.stdout): print(f'{name}: {doing}', flush=True)
             rate = f'{seen / (time.monotonic() - start):,.0f} samples/s'
-            bar.set_description(f'{done}/{len(runs)} runs done, {rate}, w={width:g} seed {seed} {doing}', refresh=False)
+            bar.set_description(f'{done}/{len(runs)} runs done, {rate}, w={width:g} seed {seed} {doing}',
+                                refresh=False)
             bar.update(100 * sum(share[r] * total[r] for r in runs) / sum(total.values()) - bar.n)
-    for f in futures: f.done() and f.result()
+    for f in futures:
+        if f.done(): f.result()
 
 # %% ../nbs/21_sweep.ipynb #sweep-11
-def by_path(study: str | Study) -> str | Study: # the same
-    "A study of a file by a path that holds in every directory."
+def by_path(study: str | Study) -> str | Study: # study: name, path of a file, or a study
+    "Make a study file's path absolute."
     return str(Path(study).absolute()) if str(study).endswith('.py') else study
 
 def fetch(study: str | Study, seed: int, device: str, say: Callable) -> None:
-    "Have the data of a study downloaded, if it has to be."
+    "Download the study's data if it is not there."
     study_data(find_study(study), seed)
 
+# %% ../nbs/21_sweep.ipynb #sweep-11a
 def sweep(
-    study: str | Study,
-    widths: Iterable[float] | None = None, # all of the study's without
-    seeds: Iterable[int] | None = None,    # all of the study's without
-    workers: int | None = None,            # one a core or a GPU without
-    force: bool = False,                   # do again what is done
-    device: str = 'auto',                  # 'cpu', 'cuda'
-    engine: str = 'local',                 # or 'ray'
-    address: str = 'auto',                 # of a Ray cluster
-    train: bool = True,                    # else only measure again
+    study: str | Study,                    # name, path of a file, or a study
+    widths: Iterable[float] | None = None, # default: all of the study
+    seeds: Iterable[int] | None = None,    # default: all of the study
+    workers: int | None = None,            # default: one per core or GPU; with Ray per GPU, default: 1
+    force: bool = False,                   # train and measure finished runs again
+    device: str = 'auto',                  # 'auto', 'cpu' or 'cuda'
+    engine: str = 'local',                 # 'local' or 'ray'
+    address: str = 'auto',                 # of the Ray cluster
+    train: bool = True,                    # False: only measure trained runs again
 ) -> None:
-    "Train and measure the runs of a study that are not done yet."
-    named, study, device = by_path(study), find_study(study), device if engine == 'ray' and device == 'cuda' else find_device(device)
+    """Train and measure the runs of a study that are not done yet. `ValueError` for a width, seed,
+    device or engine that does not exist."""
+    named, study, device = (by_path(study), find_study(study),
+                            device if engine == 'ray' and device == 'cuda' else find_device(device))
     widths, seeds = list(widths or study.widths), list(study.seeds if seeds is None else seeds)
     for width in widths:
         for seed in seeds: check_run(study, width, seed)
@@ -136,20 +155,24 @@ def sweep(
     if not runs: return
     if force and train: throw_away([run_folder(study, *run) for run in runs])
     work = tasks(study, runs, device) if train else [[run] for run in runs]
-    with pool(engine, min(workers or (1 if engine == 'ray' else default_workers(device)), len(work)), device, address) as (submit, queue):
+    with pool(engine, min(workers or (1 if engine == 'ray' else default_workers(device)), len(work)),
+              device, address) as (submit, queue):
         submit(fetch, named, runs[0][1]).result()
         _watch(study, runs, queue, [submit(carry_out, named, task, train) for task in work])
 
 # %% ../nbs/21_sweep.ipynb #sweep-20
 def takes_minutes(study: Study, widths: Iterable[float]) -> bool:
-    "Whether two CPU cores train widths of a study in minutes: 4e13 operations in forward passes. All of `cifar10-small` are 3.1e13."
+    """Whether two CPU cores train widths of a study in minutes, that is in less than 4e13 operations
+    of forward passes. All of `cifar10-small` takes 3.1e13."""
     return sum(cost(study, w) for w in widths) * images(study) * len(study.seeds) < 4e13
 
 def study_frame(
     study: str | Study,
     width: float = 0, # one more base width than the study's; 0 = no more
 ) -> pd.DataFrame:    # tidy; attrs['source']: 'runs', 'committed' or both
-    "Results of a study, and of one more width, training and measuring what is missing if that takes minutes."
+    """Results of a study, and of one more width. Trains and measures missing runs if that takes
+    minutes. `FileNotFoundError` if there are no results, or none of `width`. `ValueError` for a
+    width that the study cannot have."""
     named, study = study, find_study(study)
     check(study, width)
     widths = sorted({*study.widths, width} - {0})
@@ -160,94 +183,137 @@ def study_frame(
 # %% ../nbs/21_sweep.ipynb #sweep-23
 PARTS = 'training', 'evaluation', 'measuring'
 
-def run_seconds(study: str | Study, widths: Iterable[float], device: str) -> pd.DataFrame: # rows are widths, columns PARTS
-    "Seconds of a run on this machine, timed in a worker of its own at five of the widths and interpolated between them."
+def run_seconds(
+    study: str | Study,
+    widths: Iterable[float],
+    device: str,     # 'cpu' or 'cuda'
+) -> pd.DataFrame:   # rows are widths, columns `PARTS`, values in seconds
+    """Seconds per run on this machine, timed in a worker process at up to five widths and
+    interpolated between them."""
     named, study, widths = study, find_study(study), sorted({*widths})
     few = sorted({widths[round(share * (len(widths) - 1))] for share in (0, .25, .5, .75, 1)})
-    with pool('local', 1, device) as (submit, _): timed = [submit(trial, named, w).result() for w in few]
+    with pool('local', 1, device) as (submit, _):
+        timed = [submit(trial, named, w).result() for w in few]
     at, known = ([cost(study, w) for w in ws] for ws in (widths, few))
-    return pd.DataFrame({part: np.interp(at, known, seconds) for part, seconds in zip(PARTS, zip(*timed))}, index=widths)
+    return pd.DataFrame({part: np.interp(at, known, seconds) for part,
+                         seconds in zip(PARTS, zip(*timed))}, index=widths)
 
-def trial(study: str | Study, width: float, device: str, say: Callable) -> tuple[float, float, float]: # seconds of training, evaluation, measuring
-    "What a run takes, from an epoch of random images after two others, the evaluation of some, and the measures of a few points that take longest."
+# %% ../nbs/21_sweep.ipynb #sweep-23a
+def trial(
+    study: str | Study,
+    width: float,
+    device: str,                   # 'cpu' or 'cuda'
+    say: Callable,                 # of a worker; not used
+) -> tuple[float, float, float]:   # seconds of training, evaluation and measuring
+    """Time one width on random images: the third epoch, an evaluation, and the slowest measures at a
+    few points. Scaled to a full run."""
     study, cpu = find_study(study), device == 'cpu'
-    n, m, clock, recipe = 256 if cpu else 5120, 4 if cpu else 50, time.process_time if cpu else time.perf_counter, study.recipe
+    n, m, clock, recipe = (256 if cpu else 5120, 4 if cpu else 50,
+                           time.process_time if cpu else time.perf_counter, study.recipe)
     recorded, kept = len({*log_epochs(recipe.epochs), *recipe.keep}), len({0, *recipe.keep, recipe.epochs})
     model, data = network(study, width).to(device, memory_format=torch.channels_last), random_data(study, n)
     x, y = in_memory(data.inputs(data.x.to(device))), data.y.to(device)
-    engine, case = Engine([model], [x], [y], recipe, [0], black=x[0, :, 0, 0]), Case(model, {}, data, m, study.directions)
+    engine, case = (Engine([model], [x], [y], recipe, [0], black=x[0, :, 0, 0]),
+                    Case(model, {}, data, m, study.directions))
     evaluate(model, x, y)
-    ways = [lambda: engine.epoch(1), lambda: engine.epoch(2), lambda: engine.epoch(3), lambda: evaluate(model, x, y),
+    ways = [lambda: engine.epoch(1), lambda: engine.epoch(2), lambda: engine.epoch(3),
+            lambda: evaluate(model, x, y),
             lambda: sharpness_around(case), lambda: quick_measures(case)]
     *_, train, forward, sharp, quick = (_seconds(way, clock) for way in ways)
-    return (train / n * images(study) * recipe.epochs, forward / n * (images(study) + source(study).tests) * recorded,
+    return (train / n * images(study) * recipe.epochs,
+            forward / n * (images(study) + source(study).tests) * recorded,
             (sharp + quick * kept) / m * study.points)
 
+# %% ../nbs/21_sweep.ipynb #sweep-23b
 def _seconds(f, clock):
     start = clock()
     try: f()
-    except IMPOSSIBLE: pass # of the measures, which are left out then
+    except IMPOSSIBLE: pass # a real run leaves such a measure out
     return clock() - start
 
 def random_data(study: Study, n: int) -> Data:
-    "Random images and labels of a study's shape."
+    "Random images and labels with a study's shapes and number of classes."
     x = torch.randint(256, (n, source(study).colours, study.size, study.size), dtype=torch.uint8)
     y = torch.randint(source(study).classes, (n,))
-    return Data('random', x, y, y, x[:1], y[:1], source(study).classes, Normalise((.5,) * x.shape[1], (.25,) * x.shape[1]))
+    return Data('random', x, y, y, x[:1], y[:1], source(study).classes,
+                Normalise((.5,) * x.shape[1], (.25,) * x.shape[1]))
 
+# %% ../nbs/21_sweep.ipynb #sweep-23c
 def duration(minutes: float) -> str:
-    "Minutes in the unit that reads best."
+    "Format minutes with a suitable unit."
     if minutes < 2: return f'{60 * minutes:.0f} seconds'
     return f'{minutes:.0f} minutes' if minutes < 120 else f'{minutes / 60:.0f} hours'
 
-def plan(study: str | Study, widths, seeds, workers: int | None = None, force: bool = False, device: str = 'auto', hours: bool = True) -> str:
-    "What a sweep would do: runs, how many are done, disk; with `hours` also the time of each width and of all, from a calibration."
+def plan(
+    study: str | Study,
+    widths,                     # base widths
+    seeds,
+    workers: int | None = None, # default: one per core or GPU
+    force: bool = False,        # count finished runs as not done
+    device: str = 'auto',       # 'auto', 'cpu' or 'cuda'
+    hours: bool = True,         # time the runs on this machine
+) -> str:
+    """Describe a sweep: number of runs, how many are done, disk space in MB. With `hours` also the
+    time per width and in total, timed on this machine."""
     named, study, device = study, find_study(study), find_device(device)
-    runs, total, kept = todo(study, widths, seeds, force), len({*widths}) * len({*seeds}), 2 + len(study.recipe.keep)
-    text = f'{study.name}: {total} runs of at most {study.recipe.epochs} epochs, {total - len(runs)} done, {len(runs)} to do'
+    runs, total, kept = (todo(study, widths, seeds, force), len({*widths}) * len({*seeds}),
+                         2 + len(study.recipe.keep))
+    text = (f'{study.name}: {total} runs of at most {study.recipe.epochs} epochs, '
+            f'{total - len(runs)} done, {len(runs)} to do')
     if not runs: return text
     text += f', {sum(4 * parameter_count(network(study, w)) * kept for w, _ in runs) / 1e6:.2g} MB on disk'
-    return f'{text}\n{_hours(named, study, runs, workers or default_workers(device), device)}' if hours else text
+    return (f'{text}\n{_hours(named, study, runs, workers or default_workers(device), device)}'
+            if hours else text)
 
+# %% ../nbs/21_sweep.ipynb #sweep-23ca
 def _hours(named, study, runs, workers, device):
-    "A table of hours by width, and the time of all runs."
-    hours, unit = run_seconds(named, [w for w, _ in runs], device) / 3600, 'core-hours' if device == 'cpu' else 'GPU-hours'
+    "Table of hours per width, followed by the time of all runs."
+    hours, unit = run_seconds(named, [w for w, _ in runs],
+                              device) / 3600, 'core-hours' if device == 'cpu' else 'GPU-hours'
     hours['all'] = hours.sum(axis=1)
     each = [sum(hours.loc[w, 'all'] for w, _ in task) for task in tasks(study, runs, device)]
     hours.insert(0, 'runs', [sum(w == v for v, _ in runs) for w in hours.index])
     table = hours.rename(index='{:g}'.format).rename_axis('width').to_string(float_format='{:.2g}'.format)
-    where = f'{workers} process{"es" * (workers > 1)} on {"CPU" if device == "cpu" else torch.cuda.get_device_name()}'
+    where = (f'{workers} process{"es" * (workers > 1)} on '
+             f'{"CPU" if device == "cpu" else torch.cuda.get_device_name()}')
     return (f'{unit} of a run, at most:\n{table}\n'
-            f'all runs: at most {sum(each):.2g} {unit}, {duration(60 * max(sum(each) / workers, *each))} with {where}')
+            f'all runs: at most {sum(each):.2g} {unit}, '
+            f'{duration(60 * max(sum(each) / workers, *each))} with {where}')
 
 # %% ../nbs/21_sweep.ipynb #sweep-27
-LEGEND = ('-: not begun; committed: not here, but its results are in checkpoints/; trained: and not measured yet; '
+LEGEND = ('-: not begun; committed: not here, but its results are in checkpoints/; trained: and not '
+          'measured yet; '
           'not running: goes on when a sweep is started; *: not a width of the study')
 
 def progress(study: str | Study) -> pd.DataFrame: # rows are widths, columns seeds
-    "State of every run of a study, and of others that are here or committed: see `LEGEND`."
+    """State of every run of a study, and of other runs that exist here or are committed. `LEGEND`
+    explains the states."""
     study = find_study(study)
     stored = {*committed_runs(study)}
     other = stored | {run_of(p.name) for p in run_folder(study, 0, 0).parent.glob('*')} - {None}
     widths, seeds = ({*own, *(run[i] for run in other)} for i, own in enumerate((study.widths, study.seeds)))
     state = lambda w, s: _state(study, w, s, 'committed' if (w, s) in stored else '-')
     label = {w: f'{w:g}' + '*' * (w not in study.widths) for w in sorted(widths)}
-    return pd.DataFrame({f'seed {s}': {name: state(w, s) for w, name in label.items()} for s in sorted(seeds)}).rename_axis('width')
+    return pd.DataFrame({f'seed {s}': {name: state(w, s) for w, name in label.items()}
+                         for s in sorted(seeds)}).rename_axis('width')
 
+# %% ../nbs/21_sweep.ipynb #sweep-27a
 def _state(study, width, seed, otherwise):
     folder = run_folder(study, width, seed)
     try:
         if measured(study, width, seed) is not None: return 'measured'
-        if (folder/'run.json').exists(): return 'measuring' if is_held(folder) else f'trained, {read_json(folder/"run.json")["status"]}'
+        if (folder/'run.json').exists():
+            return 'measuring' if is_held(folder) else f'trained, {read_json(folder/"run.json")["status"]}'
         if (folder/'state.safetensors').exists(): return _under_way(study, folder)
     except DamagedFile as e: return f'damaged: {str(e).split(" is damaged")[0].split("/")[-1]}'
-    except FileNotFoundError: return 'trained' # just now
+    except FileNotFoundError: return 'trained' # training ended during this check
     except ValueError: return 'of another definition'
     return 'begun' if is_held(folder) else otherwise
 
 def _under_way(study, folder):
-    "Epoch of a run that is saved, and when its training ends if a process is at it."
-    state, age = load_tensors(folder/'state.safetensors')[1], time.time() - (folder/'state.safetensors').stat().st_mtime
+    "Epoch of the saved state, and when training ends if a process holds the run."
+    state, age = (load_tensors(folder/'state.safetensors')[1],
+                  time.time() - (folder/'state.safetensors').stat().st_mtime)
     epochs, batches = study.recipe.epochs, -(-images(study) // study.recipe.batch)
     at = state['epoch'] + state.get('batch', 0) / batches
     text = f'epoch {at:.3g} of {epochs}'

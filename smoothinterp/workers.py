@@ -20,15 +20,19 @@ import torch
 from .core import runs_dir
 
 # %% ../nbs/20_workers.ipynb #pool-05
-def find_device(device: str = 'auto') -> str: # 'cpu' or 'cuda'
-    "A device by name, 'auto' being a GPU where there is one. `ValueError` where there is none such."
-    if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device must be auto, cpu or cuda, not {device!r}")
+def find_device(
+    device: str = 'auto', # 'auto', 'cpu' or 'cuda'
+) -> str:                 # 'cpu' or 'cuda'
+    """Resolve a device name: 'auto' is a GPU if one is available. `ValueError` for another name, or
+    for 'cuda' without a GPU."""
+    if device not in ('auto', 'cpu', 'cuda'):
+        raise ValueError(f"device must be auto, cpu or cuda, not {device!r}")
     there = torch.cuda.is_available()
     if device == 'cuda' and not there: raise ValueError('PyTorch sees no GPU here; use --device cpu')
     return device if device != 'auto' else 'cuda' if there else 'cpu'
 
 def default_workers(device: str) -> int:
-    "One worker a core, or one a GPU."
+    "Default number of workers: one per core, or one per GPU."
     return os.cpu_count() if device == 'cpu' else torch.cuda.device_count()
 
 # %% ../nbs/20_workers.ipynb #pool-08
@@ -36,7 +40,7 @@ def _start(queue, devices):
     global _device, _say
     _device, _say = devices.get(), queue.put
     torch.set_num_threads(1)
-    if _device != 'cpu': torch.cuda.set_device(_device) # graphs are recorded on the current one
+    if _device != 'cpu': torch.cuda.set_device(_device) # CUDA graphs are captured on the current device
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 def _end_with_parent():
@@ -45,20 +49,26 @@ def _end_with_parent():
 
 def _call(f, *args): return f(*args, _device, _say)
 
+# %% ../nbs/20_workers.ipynb #pool-08a
 @contextmanager
 def deaf_to_interrupts():
-    "Processes that are started meanwhile are not reached by Ctrl-C."
-    if threading.current_thread() is not threading.main_thread(): yield; return
+    "Processes started within this block ignore Ctrl-C."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try: yield
     finally: signal.signal(signal.SIGINT, before)
 
+# %% ../nbs/20_workers.ipynb #pool-08b
 @contextmanager
 def processes(workers: int, device: str): # yields submit, queue
-    "A pool of processes on this machine, one thread each, killed if the block ends by an error. `RuntimeError` if one of them died."
+    """Open a pool of single-threaded processes on this machine. An error in the block kills them.
+    `RuntimeError` if a process died."""
     ctx = mp.get_context('spawn')
     queue, devices = ctx.Queue(), ctx.Queue()
-    for i in range(workers): devices.put(device if device == 'cpu' else f'cuda:{i % torch.cuda.device_count()}')
+    for i in range(workers):
+        devices.put(device if device == 'cpu' else f'cuda:{i % torch.cuda.device_count()}')
     pool = ProcessPoolExecutor(workers, ctx, _start, (queue, devices))
     try:
         with deaf_to_interrupts():
@@ -67,30 +77,49 @@ def processes(workers: int, device: str): # yields submit, queue
     except BaseException as e:
         for process in list(pool._processes.values()): process.kill()
         if not isinstance(e, BrokenProcessPool): raise
-        raise RuntimeError('a worker died, perhaps for lack of memory; what was done is kept: start again to go on, with fewer workers') from None
+        raise RuntimeError('a worker died, perhaps for lack of memory; what was done is kept: '
+                           'start again to go on, with fewer workers') from None
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/20_workers.ipynb #pool-12
 def _on_ray(f, args, device, queue): return f(*args, device, queue.put)
 
+# %% ../nbs/20_workers.ipynb #pool-12b
 @contextmanager
-def ray_cluster(workers: int, device: str, address: str): # yields submit, queue
-    "A Ray cluster, that of this machine ('auto') or a new one ('local'): a task a core, or `workers` a GPU. `ValueError` without Ray or cluster."
+def ray_cluster(
+    workers: int, # per GPU; on a CPU it has no effect
+    device: str,  # 'cpu' or 'cuda'
+    address: str, # 'auto', 'local' or HOST:PORT
+): # yields submit, queue
+    """Connect to this machine's Ray cluster (address 'auto') or start one ('local'). On a CPU one
+    task runs per core, on GPUs `workers` tasks per GPU. `ValueError` if Ray is not installed or
+    there is no cluster."""
     try:
         import ray
         import ray.util.queue
-    except ImportError: raise ValueError("Ray is not installed: pip install 'smoothinterp[ray]'") from None
+    except ImportError:
+        raise ValueError("Ray is not installed: pip install 'smoothinterp[ray]'") from None
     settings = {k: v for k, v in os.environ.items() if k.startswith('SMOOTHINTERP_')} | dict(
         SMOOTHINTERP_RUNS=str(runs_dir().absolute()), OMP_NUM_THREADS='1')
-    try: ray.init(address, runtime_env=dict(env_vars=settings), include_dashboard=False if address == 'local' else None)
-    except ConnectionError as e: raise ValueError(f'no Ray cluster at {address!r} ({e}); start one: ray start --head') from None
+    try:
+        ray.init(address, runtime_env=dict(env_vars=settings),
+                 include_dashboard=False if address == 'local' else None)
+    except ConnectionError as e:
+        raise ValueError(f'no Ray cluster at {address!r} ({e}); start one: ray start --head') from None
     try:
         queue = ray.util.queue.Queue()
         task = ray.remote(num_cpus=1, num_gpus=0 if device == 'cpu' else 1 / workers, max_retries=3)(_on_ray)
         yield lambda f, *args: task.remote(f, args, device, queue).future(), queue
     finally: ray.shutdown()
 
-def pool(engine: str, workers: int, device: str, address: str = 'auto'): # a context that yields submit, queue
-    "Workers of this machine ('local') or of a Ray cluster ('ray'); `ValueError` for anything else."
+# %% ../nbs/20_workers.ipynb #pool-12a
+def pool(
+    engine: str,           # 'local' or 'ray'
+    workers: int,          # processes, or with Ray tasks per GPU
+    device: str,           # 'cpu' or 'cuda'
+    address: str = 'auto', # of the Ray cluster
+): # a context that yields submit, queue
+    """Open a pool of workers: processes of this machine ('local') or a Ray cluster ('ray').
+    `ValueError` for another engine."""
     if engine not in ('local', 'ray'): raise ValueError(f'engine must be local or ray, not {engine!r}')
     return processes(workers, device) if engine == 'local' else ray_cluster(workers, device, address)
