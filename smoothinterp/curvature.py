@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .affine import confirm_second_derivative, curved_in, in_double
 from .batches import (Scripted, batched, default_batch, frozen, logits_of, stream, to_model,
@@ -147,16 +146,17 @@ def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: inp
     model, x = in_double(copy.deepcopy(model), x)
     with differentiable(model) as named:
         parameters = list(named.values())
-        start = parameters_to_vector(parameters).detach()
+        flat = lambda tensors: torch.cat([t.reshape(-1) for t in tensors])
+        start = flat(parameters).detach()
         u = torch.randn(len(start), generator=torch.Generator().manual_seed(0)).to(start)
         def gradients(**kw):
             logits = logits_of(model, x)
             return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), parameters, materialize_grads=True, **kw)
         def at(point):
-            vector_to_parameters(point, parameters)
-            return parameters_to_vector(gradients())
+            for p, part in zip(parameters, point.split([p.numel() for p in parameters])): p.data.copy_(part.view_as(p))
+            return flat(gradients())
         along_u = [part.view_as(p) for part, p in zip(u.split([p.numel() for p in parameters]), parameters)]
-        product = parameters_to_vector([h.contiguous() for h in graph_hvp(gradients(create_graph=True), parameters, along_u)])
+        product = flat(graph_hvp(gradients(create_graph=True), parameters, along_u))
         confirm_second_derivative(at, start, u, product.detach())
 
 # %% ../nbs/11_curvature.ipynb #curvatur-52b

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from .batches import batched, frozen, logits_of
-from .bounds import (Call, acts_like, forward_calls, kind_of, one_input, original, untouched,
-                                 weighted)
+from .bounds import (Call, acts_like, described_module, forward_calls, kind_of, one_input,
+                                 original, untouched, weighted)
 from .curvature import Estimate, hessian_trace
 from .gradients import gradient_norms, patches, positions
-from .measures import cotangent, cross_entropy, norm
+from .measures import cotangent, cross_entropy, norm, normalized
 
 # %% ../nbs/13_theorem2.ipynb #bounds-47
 def first_layer(model: nn.Module, x: Tensor) -> Call:
@@ -28,15 +28,15 @@ def first_layer(model: nn.Module, x: Tensor) -> Call:
     root = forward_calls(model, x)
     calls = list(weighted(root))
     first = calls[0] if calls else root
-    kind = kind_of(first.module, (nn.Linear, nn.Conv2d))
-    with frozen(model): plain = kind and (untouched(first.module, kind) or acts_like(first.module, kind, first.x))
+    layer, kind = first.module, kind_of(first.module, (nn.Linear, nn.Conv2d))
+    with frozen(model): plain = kind and (untouched(layer, kind) or acts_like(layer, kind, first.x))
     if not (plain and first.alone and same_entries(first.x, one_input(model, x))):
         raise ValueError('the layerwise inequality needs a network whose first layer with weights is a Linear or Conv2d that is '
-                         f'given the input itself; {first.name or "the model"} ({type(first.module).__name__}) is not')
-    if 'weight' not in first.module._parameters:
-        raise ValueError(f'the weight of {first.name} is computed from other parameters (normalized, parametrized or pruned): make it a '
-                         'parameter first, by remove_parametrizations, remove_weight_norm or prune.remove')
-    if sum(c.module is first.module for c in calls) > 1: raise runs_twice(first.name)
+                         f'given the input itself; {described_module(first)} is not')
+    if 'weight' not in layer._parameters:
+        raise ValueError(f'the weight of {first.name} is computed from other parameters (normalized, parametrized or pruned): make '
+                         'it a parameter first, by remove_parametrizations, remove_weight_norm or prune.remove')
+    if sum(c.module is layer for c in calls) > 1: raise runs_twice(first.name)
     return first
 
 def runs_twice(name: str) -> ValueError:
@@ -44,7 +44,7 @@ def runs_twice(name: str) -> ValueError:
     return ValueError(f'{name} runs more than once: the layerwise inequality is about a first layer that is used once')
 
 def same_entries(a: Tensor, x: Tensor) -> bool:
-    "Whether each sample of a has the entries of this sample of x, in any order."
+    "Whether each sample of a has the entries of the same sample of x, in any order."
     if a.is_set_to(x): return True
     a, x = a.flatten(1), x.flatten(1)
     return a.shape == x.shape and (torch.equal(a, x) or torch.equal(a.sort(1).values, x.sort(1).values))
@@ -55,8 +55,8 @@ def apart(layer: nn.Module, name: str, x: Tensor):
     "Within: a list, to which a forward pass of x adds the layer's input, as a leaf, and the edge of the graph at its output."
     seen = []
     def enter(m, args, kwargs):
-        if seen: raise runs_twice(name)
         given = (*args, *kwargs.values())[0].detach()
+        if seen: raise runs_twice(name)
         if not same_entries(given, x.detach()): raise ValueError(f'{name} is not given the input itself in every batch')
         seen.append(given.requires_grad_())
         m.weight.requires_grad_(False)
@@ -71,29 +71,27 @@ def apart(layer: nn.Module, name: str, x: Tensor):
         layer.weight.requires_grad_(False)
         for h in hooks: h.remove()
 
-def check_only_way(name: str, g, around, elsewhere) -> None: # gradients by the layer's input, by the input itself, by the weights
+def check_only_way(name: str, g, around, elsewhere) -> None: # gradients by the layer's input, the input itself, the weights
     "`ValueError` unless input and weights of the first layer reach the logits through its one call."
-    if g is None: raise ValueError(f'no gradient passes through {name} in every batch: it does not run, or what it returns is detached')
-    if around is not None:
-        raise ValueError(f'the input reaches the loss by other ways than {name}: the layerwise inequality is not about this network')
-    if elsewhere is not None:
-        raise ValueError(f'the weights of {name} are used elsewhere too (tied): the layerwise inequality is not about this network')
+    about = 'the layerwise inequality is not about this network'
+    if g is None: raise ValueError(f'no gradient passes through {name} in every batch (it does not run, or is detached): {about}')
+    if around is not None: raise ValueError(f'the input reaches the loss by other ways than {name}: {about}')
+    if elsewhere is not None: raise ValueError(f'the weights of {name} are used elsewhere too (tied): {about}')
 
+# %% ../nbs/13_theorem2.ipynb #bounds-99
 @batched
 def _layerwise(model, x, y, *, layer, name):
     x = x.detach().requires_grad_()
     with apart(layer, name, x) as seen:
         logits = logits_of(model, x, y)
-        v = cotangent(logits.detach(), y)
-        scale = v.norm(dim=1, keepdim=True)
-        v = (v / scale.clamp_min(1e-300)).to(logits.dtype)
+        v, scale = normalized(cotangent(logits.detach(), y))
         if len(seen) < 2 or not logits.requires_grad: check_only_way(name, None, None, None)
-        g, delta, *others = torch.autograd.grad(logits, [*seen, x, layer.weight], v, allow_unused=True)
+        g, delta, *others = torch.autograd.grad(logits, [*seen, x, layer.weight], v.to(logits.dtype), allow_unused=True)
     check_only_way(name, g, *others)
     A, D, scale = patches(layer, seen[0].detach()), positions(layer, delta), scale.flatten()
     size = A.norm(dim=3)
-    return dict(x=norm(x.detach()), patch=size.amin((1, 2)).double(), grad_x=scale * norm(g), grad_theta1=scale * norm(D.mT @ A),
-                unshared=scale * norm(D.norm(dim=3) * size))
+    return dict(x=norm(x.detach()), patch=size.amin((1, 2)).double(), grad_x=scale * norm(g),
+                grad_theta1=scale * norm(D.mT @ A), unshared=scale * norm(D.norm(dim=3) * size))
 
 def layerwise(
     model: nn.Module,
@@ -174,7 +172,8 @@ def check_theorem2(
     y: Tensor,     # labels [N]
     **kw,          # batch, progress
 ) -> Theorem2:
-    "Every piece of paper B's theorem 2 on these samples. `ValueError` unless the input reaches the loss only through one call of the first layer."
+    """Every piece of paper B's theorem 2 on these samples. `ValueError` unless the input reaches the loss only through one call of
+    the first layer."""
     model = original(model)
     first, v = first_layer(model, x), layerwise(model, x, y, **kw)
     mean = lambda norms: norms.square().mean().item()
