@@ -176,7 +176,7 @@ def to_model(model: nn.Module, x) -> Tensor: # x: inputs [N, C, H, W]
 def memory_layout(model: nn.Module, x: Tensor) -> torch.memory_format: # x: inputs of a sample or two
     "`torch.channels_last` where the model runs on it, else `torch.contiguous_format`."
     with frozen(model):
-        try: model(x.contiguous(memory_format=torch.channels_last))
+        try: model(x.to(x.dtype, memory_format=torch.channels_last)) # `contiguous` leaves the strides of grey images as they are
         except torch.OutOfMemoryError: raise
         except RuntimeError: return torch.contiguous_format
     return torch.channels_last

@@ -182,9 +182,9 @@ def torchvision_datasets():
 _declared = {}
 
 def _declare(schema):
-    if schema not in _declared:
-        _declared[schema] = torch.library.Library('torchvision', 'FRAGMENT')
-        _declared[schema].define(schema)
+    if schema in _declared or hasattr(torch.ops.torchvision, schema.partition('(')[0]): return
+    _declared[schema] = torch.library.Library('torchvision', 'FRAGMENT')
+    _declared[schema].define(schema)
 
 # %% ../nbs/03_data.ipynb #data-27b
 def shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]

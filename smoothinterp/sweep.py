@@ -208,8 +208,8 @@ def trial(
     """Time one width on random images: the third epoch, an evaluation, and the slowest measures at a
     few points. Scaled to a full run."""
     study, cpu = find_study(study), device == 'cpu'
-    n, m, clock, recipe = (256 if cpu else 5120, 4 if cpu else 50,
-                           time.process_time if cpu else time.perf_counter, study.recipe)
+    n, clock, recipe = 256 if cpu else 5120, time.process_time if cpu else time.perf_counter, study.recipe
+    m = int(min(64, max(4, 2e9 * recipe.epochs / cost(study, width)))) # points: few where a pass takes long
     recorded, kept = len({*log_epochs(recipe.epochs), *recipe.keep}), len({0, *recipe.keep, recipe.epochs})
     model, data = network(study, width).to(device, memory_format=torch.channels_last), random_data(study, n)
     x, y = in_memory(data.inputs(data.x.to(device))), data.y.to(device)
