@@ -160,7 +160,8 @@ def plain(t) -> Tensor: # int64 for integers
 
 def finite(x: Tensor) -> Tensor: # the same
     "`ValueError` for NaN or infinite inputs."
-    if not x.isfinite().all(): raise ValueError('inputs hold NaN or infinite values')
+    low, high = x.aminmax() # faster than to look at each value
+    if not (low.isfinite() and high.isfinite()): raise ValueError('inputs hold NaN or infinite values')
     return x
 
 def _on_device(model, x):
@@ -189,25 +190,26 @@ def laid_out_like(x: Tensor, other: Tensor) -> Tensor: # both [N, C, H, W]
 # %% ../nbs/06_batches.ipynb #batches-28
 @contextmanager
 def first_call(model: nn.Module):
-    "Within: a list that receives input and output of the last sample in the first call of the model."
+    "Within: a list that receives input and output of the first call of the model."
     seen = []
     def keep(module, args, out):
-        if not seen and args and isinstance(out, Tensor) and len(out) == len(args[0]): seen.extend((args[0][-1:].detach(), out[-1:].detach()))
+        if not seen and args and isinstance(out, Tensor) and len(out) == len(args[0]):
+            seen.extend((args[0].detach(), out.detach()))
     hook = model.register_forward_hook(keep)
     try: yield seen
     finally: hook.remove()
 
 @torch.no_grad()
-def confirm_independent(model: nn.Module, x: Tensor, logits: Tensor) -> None: # x [1, C, H, W]; logits [1, classes], given in a batch
-    "`ValueError` if logits are NaN or infinite, random, or depend on the other samples of the batch."
-    if not logits.isfinite().all(): raise ValueError("the model's logits are NaN or infinite: its weights are too large, or it diverged")
-    alone = logits_of(model, x)
-    same = lambda a, b: torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
-    if same(logits, alone): return
-    if not same(logits_of(model, x), alone):
-        raise ValueError('the model gives other logits at each call: something random, such as dropout, is on in evaluation mode')
-    raise ValueError("a sample's logits depend on the other samples of its batch (BatchNorm without running statistics? experts "
-                     'that can be full?), so it has no value of its own')
+def confirm_independent(model: nn.Module, x: Tensor, logits: Tensor) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
+    "`ValueError` if logits are random or depend on the other samples of the batch."
+    def same(a, b): return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+    again = logits_of(model, x)
+    if same(logits, again): return
+    if not same(logits_of(model, x), again):
+        raise ValueError('the model gives other logits at each call: something random, such as dropout, '
+                         'is on in evaluation mode')
+    raise ValueError("a sample's logits depend on the other samples of its batch (BatchNorm without running "
+                     'statistics? experts that can be full?), so it has no value of its own')
 
 # %% ../nbs/06_batches.ipynb #batches-30
 def default_batch(model: nn.Module, x) -> int: # samples
@@ -220,29 +222,46 @@ def validated_batch(batch: int | None) -> int | None: # the same
     if batch is not None and (not isinstance(batch, int) or batch < 1): raise ValueError(f'batch must be a number of samples from 1, not {batch!r}')
     return batch
 
-def stream(f: Callable, model: nn.Module, tensors: tuple, batch: int, progress: bool = False, options: dict | None = None) -> Iterator:
-    "Yield `f(model, *tensors, **options)` of batch after batch, on the model's device; halved when CUDA memory runs out."
-    start, n, halved = 0, len(tensors[0]), False
+def stream(
+    f: Callable,     # f(model, *tensors, **options) of one batch
+    model: nn.Module,
+    tensors: tuple,  # each [N, ...], inputs first
+    batch: int,      # samples
+    progress: bool = False,
+    options: dict | None = None,
+) -> Iterator:
+    "Yield `f` of batch after batch, on the model's device; batches are halved when CUDA memory runs out."
+    start, n, halved, unconfirmed = 0, len(tensors[0]), False, []
     layout = memory_layout(model, _on_device(model, tensors[0][:2]))
     with tqdm(total=n, disable=not progress, desc=f.__name__, unit='sample') as bar:
         while start < n:
             part = [plain(t[start:start + batch]).to(device_of(model)) for t in tensors]
             part[0] = finite(part[0].to(dtype_of(model), memory_format=layout))
-            try: found = _confirmed(f, model, part, options or {}, start == 0)
+            try: found, last = _watched(f, model, part, options or {})
             except torch.OutOfMemoryError:
                 if len(part[0]) == 1: raise
-                if not halved: warnings.warn(f'{f.__name__}: out of memory at a batch of {len(part[0])}, going on with smaller ones')
+                if not halved: warnings.warn(f'{f.__name__}: out of memory at a batch of {len(part[0])}, '
+                                             'going on with smaller ones')
                 batch, halved = (len(part[0]) + 1) // 2, True
                 continue
+            if start == 0 or len(part[0]) > 1: unconfirmed += last # a sample that was alone has no company
+            if start == 0 or len(unconfirmed) >= batch: _confirm(model, unconfirmed)
             yield found
             start += len(part[0])
             bar.update(len(part[0]))
+    _confirm(model, unconfirmed)
 
-def _confirmed(f, model, part, options, first):
-    "`f` of one batch, its last sample compared with itself alone; of batches of one only the first, for randomness."
+def _watched(f, model, part, options):
+    "`f` of one batch, and a list of its last input and logits, empty if the model was not called as a whole."
     with first_call(model) as call: found = f(model, *part, **options)
-    if call and (first or len(part[0]) > 1): confirm_independent(model, *call)
-    return found
+    if not call: return found, []
+    if not call[1].isfinite().all():
+        raise ValueError("the model's logits are NaN or infinite: its weights are too large, or it diverged")
+    return found, [[t[-1:] for t in call]]
+
+def _confirm(model, pairs): # and forget them
+    if pairs: confirm_independent(model, *map(torch.cat, zip(*pairs)))
+    pairs.clear()
 
 # %% ../nbs/06_batches.ipynb #batches-31
 def batched(f: Callable) -> Callable:

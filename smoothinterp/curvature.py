@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .affine import confirm_second_derivative, curved_in, in_double
 from .batches import (Scripted, batched, default_batch, frozen, logits_of, stream, to_model,
-                                  validate_inputs, validated_batch, validated_model)
+                                  twice_differentiable, validate_inputs, validated_batch, validated_model)
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
                                     other_parameters, patches, positions, recorded, with_total)
 from .measures import sample_loss, softmax_root
@@ -144,7 +144,7 @@ def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: inp
     "`ValueError` if PyTorch's second derivative of the model by its parameters is not that of finite differences."
     if isinstance(model, Scripted): raise ValueError('a TorchScript module has no second derivatives: pass the module that it was made from')
     model, x = in_double(copy.deepcopy(model), x)
-    with differentiable(model) as named:
+    with differentiable(model) as named, twice_differentiable():
         parameters = list(named.values())
         flat = lambda tensors: torch.cat([t.reshape(-1) for t in tensors])
         start = flat(parameters).detach()
@@ -172,7 +172,7 @@ def hessian_product(
     model = validated_model(model)
     validate_inputs(x, y)
     batch = validated_batch(batch) or default_batch(model, x)
-    with differentiable(model) as named:
+    with differentiable(model) as named, twice_differentiable():
         for one in (x[:1], x[-1:]): confirm_parameter_derivatives(model, to_model(model, one))
         parameters = list(named.values())
         batches = lambda f: stream(f, model, (x, y), batch)
@@ -199,7 +199,7 @@ def hutchinson_trace(
     validate_inputs(x, y)
     if draws < 1: raise ValueError(f'draws must be at least 1, not {draws}')
     options = dict(draws=draws, rng=torch.Generator().manual_seed(seed))
-    with differentiable(model) as named:
+    with differentiable(model) as named, twice_differentiable():
         for one in (x[:1], x[-1:]): confirm_parameter_derivatives(model, to_model(model, one))
         total = sum(stream(_probes, model, (x, y), validated_batch(batch) or default_batch(model, x), progress, options)) / len(x)
         return with_total(by_layer(dict(zip(named, total.T.cpu()))))

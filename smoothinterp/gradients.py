@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recorded', 'padded', 'patches', 'positions', 'squares', 'differentiable', 'candidate_layers', 'called_once',
-           'confirmed_squares', 'linear_layers', 'backwards', 'confirmed_on_last', 'other_parameters', 'other_squares',
+           'true_squares', 'linear_layers', 'backwards', 'confirmed_on_last', 'other_parameters', 'other_squares',
            'by_layer', 'with_total', 'gradient_norms']
 
 # %% ../nbs/10_gradients.ipynb #gradients-02
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from .affine import in_order
-from .batches import (batched, frozen, logits_of, to_model, twice_differentiable, validate_inputs,
+from .batches import (batched, frozen, logits_of, to_model, validate_inputs,
                                   validated_model)
 from .measures import cotangent, norm, normalized
 
@@ -111,7 +111,7 @@ def _scale_squares(layer, a):
 @contextmanager
 def differentiable(model: nn.Module):
     "Within: evaluation mode, all parameters (given as name → parameter) with gradients. After: everything as it was."
-    with frozen(model), twice_differentiable():
+    with frozen(model):
         for p in model.parameters(): p.requires_grad_()
         named = dict(model.named_parameters())
         if not named: raise ValueError('the model has no parameters (a frozen TorchScript module has none)')
@@ -131,36 +131,35 @@ def called_once(layers: dict, calls: dict, n: int) -> dict: # name → layer
     return {name: layer for name, layer in layers.items() if fits(layer, calls[name])}
 
 # %% ../nbs/10_gradients.ipynb #curvatur-21b
-def confirmed_squares(
+def true_squares(
     model: nn.Module,
     layers: dict[str, nn.Module], # name → layer
     x: Tensor,                    # inputs of a few samples [n, C, H, W]
     v: Tensor,                    # cotangent of their logits [n, classes]
-) -> dict[str, tuple]:            # name → squares float64 [n], their tolerance [n]
-    "Squared gradient norms of v · logits by each layer's parameters, of the layers whose formula agrees with automatic differentiation."
+) -> dict[str, tuple]:            # name → squares float64 [n], their tolerance [n], input [n, ...], output gradient [n, ...]
+    "Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of layers called once."
     with differentiable(model), recorded(layers) as calls:
         logits = logits_of(model, x)
         ways = Counter(n for node in in_order(logits) for n, _ in node.next_functions)
         layers = {name: m for name, m in called_once(layers, calls, len(x)).items() if _leads_once(ways, m)}
         if not layers: return {}
-        v = v.to(logits.dtype)
-        deltas = torch.autograd.grad(logits, [calls[name][0][1] for name in layers], v, retain_graph=True)
-        true = torch.stack([_layer_squares(logits[i] @ v[i], layers) for i in range(len(x))], 1)
+        edges = [calls[name][0][1] for name in layers]
+        each = [_sample_gradients(logits[i] @ v[i].to(logits.dtype), edges, layers) for i in range(len(x))]
     found = {}
-    for (name, layer), delta, want in zip(layers.items(), deltas, true):
-        a = calls[name][0][0]
-        if len(delta) != len(x): continue
-        tolerance = _tolerance(want, layer, a, delta)
-        if ((squares(layer, a)(delta) - want).abs() <= tolerance).all(): found[name] = want, tolerance
+    for (name, layer), deltas, own in zip(layers.items(), *(zip(*part) for part in zip(*each))):
+        a, delta, own = calls[name][0][0], sum(deltas), torch.stack(own)
+        if len(delta) == len(x): found[name] = own, _tolerance(own, layer, a, delta), a, delta
     return found
 
-def _leads_once(ways, layer): # whether there is one way in the graph to each of the layer's own parameters
-    return all(ways[get_gradient_edge(p).node] == 1 for p in layer._parameters.values() if p is not None)
+def _own(layer): return [p for p in layer._parameters.values() if p is not None]
 
-def _layer_squares(value, layers): # float64 [layers]
-    own = [[p for p in layer._parameters.values() if p is not None] for layer in layers.values()]
-    gradients = iter(torch.autograd.grad(value, sum(own, []), retain_graph=True))
-    return torch.stack([sum(next(gradients).double().square().sum() for _ in ps) for ps in own])
+def _leads_once(ways, layer): # whether there is one way in the graph to each of the layer's own parameters
+    return all(ways[get_gradient_edge(p).node] == 1 for p in _own(layer))
+
+def _sample_gradients(value, edges, layers): # of one sample: gradients at the layers' outputs; float64 squared norms at their parameters
+    gradients = torch.autograd.grad(value, edges + sum(map(_own, layers.values()), []), retain_graph=True)
+    deltas, rest = gradients[:len(edges)], iter(gradients[len(edges):])
+    return deltas, [sum(next(rest).double().square().sum() for _ in _own(layer)) for layer in layers.values()]
 
 def _tolerance(want, layer, a, delta): # 0.1 %, and the rounding of the largest gradient that these norms allow
     seen = norm(a)**2 * layer.weight[0, 0].numel() if layer.weight.ndim > 1 else a[0].numel()
@@ -173,11 +172,14 @@ def linear_layers(
     "The layers whose parameter gradients follow from their inputs and output gradients, confirmed on three samples."
     model = validated_model(model)
     with frozen(model):
-        x = to_model(model, x[:3])
+        x, layers = to_model(model, x[:3]), candidate_layers(model)
         logits = logits_of(model, x)
         v = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
-        layers = candidate_layers(model)
-        return {name: layers[name] for name in confirmed_squares(model, layers, x, v)}
+        true = true_squares(model, layers, x, v)
+        return {name: layers[name] for name, known in true.items() if _formula_holds(layers[name], *known)}
+
+def _formula_holds(layer, own, tolerance, a, delta):
+    return ((squares(layer, a)(delta) - own).abs() <= tolerance).all()
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26
 def backwards(
@@ -192,15 +194,17 @@ def backwards(
     square = {name: squares(layer, calls[name][0][0], passes) for name, layer in layers.items()}
     def back(v):
         if not layers: return {}
-        deltas = torch.autograd.grad(logits, list(edges.values()), v.to(logits.dtype), retain_graph=True, allow_unused=True)
+        deltas = torch.autograd.grad(logits, list(edges.values()), v.to(logits.dtype), retain_graph=every, allow_unused=True)
         return {name: f(delta) for (name, f), delta in zip(square.items(), deltas) if delta is not None and len(delta) == len(x)}
     return logits, {name: edge.node for name, edge in edges.items()}, back
 
 def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: layer → float64 [N]
     "What was found of the layers for which automatic differentiation agrees on the batch's last sample."
-    alone = confirmed_squares(model, {name: layers[name] for name in found}, x[-1:], v[-1:])
-    same = lambda got, want, tolerance: abs(got[-1] - want[0]) <= 2 * tolerance[0]
-    return {name: f for name, f in found.items() if name in alone and same(f, *alone[name])}
+    true = true_squares(model, {name: layers[name] for name in found}, x[-1:], v[-1:])
+    def agrees(name):
+        own, tolerance, *_ = true[name]
+        return abs(found[name][-1] - own[0]) <= 2 * tolerance[0]
+    return {name: f for name, f in found.items() if name in true and agrees(name)}
 
 def other_parameters(model: nn.Module, layers: dict) -> list[str]: # names
     "The parameters that belong to none of the layers."

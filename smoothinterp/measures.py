@@ -60,9 +60,14 @@ def loss_gradient(
     v, scale = normalized(cotangent(logits.detach(), y))
     return logits.detach(), logit_gradient(logits, x, v), scale[..., None, None]
 
-def logit_gradient(logits: Tensor, x: Tensor, v: Tensor) -> Tensor: # logits of x [N, classes], x [N, C, H, W], v [N, classes]
-    "Gradient of `v · logits` by the input, in the input's shape. `ValueError` if the logits' graph does not reach the input."
-    try: return torch.autograd.grad(logits, x, v.to(logits.dtype), retain_graph=True)[0]
+def logit_gradient(
+    logits: Tensor, # of x, with their graph [N, classes]
+    x: Tensor,      # [N, C, H, W]
+    v: Tensor,      # cotangent [N, classes]
+    retain_graph: bool = False, # for another gradient of the same logits
+) -> Tensor:        # [N, C, H, W]
+    "Gradient of `v · logits` by the input. `ValueError` if the logits' graph does not reach the input."
+    try: return torch.autograd.grad(logits, x, v.to(logits.dtype), retain_graph=retain_graph)[0]
     except RuntimeError as e:
         if not any(said in str(e) for said in ('does not require grad', 'not have been used in the graph')): raise
         raise ValueError('the logits are cut off from the input: the model has a detach() or torch.no_grad() on the way') from e
@@ -87,7 +92,7 @@ def logit_rows(model, x, y=None) -> tuple[Tensor, Tensor]: # logits [N, C], rows
 def jacobian_rows(logits: Tensor, x: Tensor) -> Tensor: # logits [N, C] of x [N, ...], to [C, N, D]
     "The rows of the input Jacobian of logits that were computed from x."
     classes = torch.eye(logits.shape[1]).to(logits)
-    return torch.stack([logit_gradient(logits, x, row.expand_as(logits)).flatten(1) for row in classes])
+    return torch.stack([logit_gradient(logits, x, row.expand_as(logits), True).flatten(1) for row in classes])
 
 def gram(rows: Tensor) -> Tensor: # [C, N, D] to float64 [N, C, C]
     "Inner products of the rows, in double precision."
