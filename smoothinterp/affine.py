@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECEWISE_AFFINE', 'PRODUCTS', 'operation', 'bent', 'in_order', 'curved_in', 'is_piecewise_linear',
-           'has_linear_pieces', 'confirm_second_derivative', 'confirm_input_derivatives', 'in_double', 'along']
+           'has_linear_pieces', 'confirm_connected', 'confirm_second_derivative', 'confirm_input_derivatives',
+           'in_double', 'along']
 
 # %% ../nbs/07_affine.ipynb #affine-02
 import copy
@@ -81,10 +82,13 @@ def is_piecewise_linear(
 
 def has_linear_pieces(logits: Tensor, x: Tensor) -> bool: # logits [N, classes], computed from x [N, C, H, W]
     "Whether logits are piecewise affine in the input. `ValueError` if their graph does not reach it."
-    source = get_gradient_edge(x).node
-    if logits.grad_fn is None or source not in set(in_order(logits)):
+    confirm_connected(logits, x)
+    return not curved_in(logits, {get_gradient_edge(x).node: 'input'})
+
+def confirm_connected(logits: Tensor, x: Tensor) -> None: # logits [N, classes], computed from x
+    "`ValueError` if the graph of the logits does not reach their input."
+    if logits.grad_fn is None or get_gradient_edge(x).node not in set(in_order(logits)):
         raise ValueError('the logits are cut off from the input: the model has a detach() or torch.no_grad() on the way')
-    return not curved_in(logits, {source: 'input'})
 
 # %% ../nbs/07_affine.ipynb #affine-16
 def confirm_second_derivative(
@@ -109,6 +113,7 @@ def confirm_input_derivatives(model: nn.Module, x: Tensor) -> None: # x: input o
     u = torch.linspace(1, 2, x.numel()).to(x).view_as(x)
     def gradient(point, create_graph=False):
         logits = logits_of(model, laid_out_like(point.view_as(x), x))
+        confirm_connected(logits, point)
         return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), point, create_graph=create_graph)[0]
     with frozen(model), twice_differentiable():
         at = lambda point: gradient(point.detach().requires_grad_())

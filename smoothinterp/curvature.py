@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .affine import confirm_second_derivative, curved_in, in_double
-from .batches import (Scripted, batched, default_batch, frozen, logits_of, stream, to_model,
+from .batches import (Scripted, batched, confirm_independent, default_batch, frozen, logits_of, stream, to_model,
                                   twice_differentiable, validate_inputs, validated_batch, validated_model)
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
                                     other_parameters, patches, positions, recorded, with_total)
@@ -302,6 +302,7 @@ def gauss_newton_gram(
 
 def _gram_of_columns(model, x, layers):
     logits, _, back = backwards(model, x, None, layers)
+    confirm_independent(model, x[-1:], logits[-1:].detach())
     columns, scale = curvature_columns(logits.detach())
     if len(x) * len(columns) > 5000:
         raise ValueError(f'{len(x)} samples are too many for a dense Gram matrix; take at most {5000 // len(columns)}')

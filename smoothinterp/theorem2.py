@@ -55,7 +55,9 @@ def apart(layer: nn.Module, name: str, x: Tensor):
     "Within: a list, to which a forward pass of x adds the layer's input, as a leaf, and the edge of the graph at its output."
     seen = []
     def enter(m, args, kwargs):
-        given = (*args, *kwargs.values())[0].detach()
+        original = (*args, *kwargs.values())[0]
+        if not original.requires_grad: raise ValueError(f'{name} is cut off from the input by a detach() or torch.no_grad()')
+        given = original.detach()
         if seen: raise runs_twice(name)
         if not same_entries(given, x.detach()): raise ValueError(f'{name} is not given the input itself in every batch')
         seen.append(given.requires_grad_())
