@@ -70,12 +70,12 @@ def close(got, want): return ((got.double() - want) / want).abs().max().item()
 
 
 def bench_gradients(net, x, y, exact):
-    cases, errors = {'train step': lambda: train_step(net, x, y), 'gradient_norms': lambda: gradient_norms(net, x, y)['whole']}, {}
+    cases, errors = {'train step': lambda: train_step(net, x, y), 'gradient_norms': lambda: gradient_norms(net, x, y)['total']}, {}
     if installed('backpack'):
         from backpack.extensions import BatchL2Grad
         theirs = backpack_net(net)
         cases['BackPACK BatchL2Grad'] = lambda: torch.cat([sum(p) for p in backpack(*theirs, x, y, BatchL2Grad(), 'batch_l2')]).sqrt()
-    want = gradient_norms(exact, x.double(), y)['whole']
+    want = gradient_norms(exact, x.double(), y)['total']
     errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
     assert errors['gradient_norms'] < 1e-5 and max(errors.values()) < 1e-3, errors
     seconds, width = interleaved(cases), net.conv1.out_channels
@@ -85,8 +85,8 @@ def bench_gradients(net, x, y, exact):
 
 
 def bench_trace(net, x, y, exact):
-    cases = {'train step': lambda: train_step(net, x, y), 'exact_trace': lambda: exact_trace(net, x, y)['whole'].mean(),
-             'drawn_trace': lambda: drawn_trace(net, x, y)['whole'].mean()}
+    cases = {'train step': lambda: train_step(net, x, y), 'exact_trace': lambda: exact_trace(net, x, y)['total'].mean(),
+             'drawn_trace': lambda: drawn_trace(net, x, y)['total'].mean()}
     if installed('backpack'):
         from backpack.extensions import DiagGGNExact
         theirs = backpack_net(net)
@@ -94,9 +94,9 @@ def bench_trace(net, x, y, exact):
     if installed('pyhessian'):
         probes = pyhessian(net, x, y)
         cases['PyHessian, 20 probes'] = lambda: torch.tensor(probes.trace(maxIter=20, tol=float("-inf"))).mean()
-    want = exact_trace(exact, x.double(), y)['whole'].mean()
+    want = exact_trace(exact, x.double(), y)['total'].mean()
     errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
-    error = estimate(drawn_trace(net, x, y)['whole']).error
+    error = estimate(drawn_trace(net, x, y)['total']).error
     assert errors['exact_trace'] < 1e-6 and errors.get('BackPACK DiagGGNExact', 0) < 1e-4, errors
     assert errors['drawn_trace'] * want < 5 * error, errors
     seconds, width = interleaved(cases, 5), net.conv1.out_channels

@@ -15,7 +15,7 @@ from smoothinterp.measures import (
     accuracy,
     cross_entropy,
     input_hessian,
-    linear_times,
+    input_hvp,
     logit_jacobian,
     loss_jacobian,
     on_kink,
@@ -54,7 +54,7 @@ def bench(width):
     y, pixels, u = torch.randint(10, (N,), generator=g), CIFAR10.inverse(x), torch.randn(4, *x.shape, generator=g)
     few, path = 4, partial(svd_paths, directions=7)
     with frozen(net):
-        ours, theirs = linear_times(net, x[:8], y[:8], u[:, :8].transpose(0, 1).flatten(2)), forward_over_reverse(net, x[:8], y[:8], u[:, :8])
+        ours, theirs = input_hvp(net, x[:8], y[:8], u[:, :8].transpose(0, 1).flatten(2)), forward_over_reverse(net, x[:8], y[:8], u[:, :8])
     torch.testing.assert_close(ours.float(), theirs.flatten(2), rtol=1e-3, atol=1e-5)
     cases = {
         'forward': lambda: accuracy(net, x, y),

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('nbconvert')
+from benchmark_page import benchmarks
+from gallery import gallery
 from readme import readme
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +50,10 @@ def test_notebooks_are_clean(exported):
     assert files(exported/'nbs', '*.ipynb') == files(ROOT/'nbs', '*.ipynb')
 
 
-def test_readme_is_the_index_notebook():
+def test_pages_are_made_from_their_sources():
     assert readme() == (ROOT/'README.md').read_text()
+    assert gallery() == (ROOT/'figures/README.md').read_text()
+    assert benchmarks() == (ROOT/'benchmarks/README.md').read_text()
 
 
 @pytest.mark.parametrize('notebook', [p for p in NOTEBOOKS if p.name.startswith(('fig', 'b'))], ids=lambda p: p.stem)
