@@ -10,9 +10,10 @@ ROOT = Path(__file__).parent.parent
 def readme() -> str:
     "The notebook as Markdown, without the code of cells that begin with `#| echo: false`."
     nb = nbformat.read(ROOT/'nbs/index.ipynb', as_version=4)
+    nb.metadata['language_info'] = {'name': 'python'} # nbdev_clean takes it out
     for cell in nb.cells:
         if cell.source.startswith('#| echo: false'): cell.source = ''
-    text = MarkdownExporter().from_notebook_node(nb)[0].replace('../', '').replace('```\nimport', '```python\nimport')
+    text = MarkdownExporter().from_notebook_node(nb)[0].replace('../', '')
     text = text.replace('```\n\n```\n', '').replace('```python\n\n```\n', '')
     while '\n\n\n' in text: text = text.replace('\n\n\n', '\n\n')
     return text

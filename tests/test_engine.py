@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smoothinterp import engine
+from smoothinterp import stack
 from smoothinterp.data import digits, with_noise
 from smoothinterp.models import build
 from smoothinterp.stack import Engine, Stack
@@ -110,7 +110,7 @@ def test_recording_a_step_changes_nothing(monkeypatch):
     make = lambda: Engine([build('resnet18', 8, size=8)], [x], [y], RECIPE, [0])
     plain, taped = make(), make()
     plain.epoch(1), taped.epoch(1)
-    monkeypatch.setattr(engine, 'capture', warm_up_only)
+    monkeypatch.setattr(stack, 'capture', warm_up_only)
     taped.net.eval() # as after an evaluation
     taped.full_step = taped.record()
     assert taped.net.training and plain.epoch(2) == taped.epoch(2)
@@ -121,7 +121,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
     def broken(step):
         step()
         raise RuntimeError('operation not permitted when stream is capturing')
-    monkeypatch.setattr(engine, 'capture', broken)
+    monkeypatch.setattr(stack, 'capture', broken)
     plain, other = digit_engine((0, 1), 2), digit_engine((0, 1), 2)
     with pytest.warns(UserWarning, match='not permitted when stream is capturing.*without, slower'): other.full_step = other.record()
     assert plain.epoch(1) == other.epoch(1)
@@ -129,7 +129,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
 
 def test_running_out_of_memory_is_no_failed_recording(monkeypatch):
     def full(step): raise torch.OutOfMemoryError('CUDA out of memory')
-    monkeypatch.setattr(engine, 'capture', full)
+    monkeypatch.setattr(stack, 'capture', full)
     with pytest.raises(torch.OutOfMemoryError): digit_engine((0, 1), 2).record()
 
 
@@ -153,7 +153,7 @@ def test_a_failed_capture_leaves_its_stream(monkeypatch):
     def step():
         taken.append(at[-1])
         if len(taken) == 4: raise RuntimeError('operation not permitted when stream is capturing')
-    with pytest.raises(RuntimeError, match='not permitted'): engine.capture(step)
+    with pytest.raises(RuntimeError, match='not permitted'): stack.capture(step)
     assert at[-1] is at[0] and len({*taken}) == 2 and at[0] not in taken
 
 
@@ -183,7 +183,7 @@ def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, re
     assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
     nets, x, y = gpu_networks(precision, family, widths)
     for i, net in enumerate(nets):
-        with engine.fast_cuda('float32'): expected, _ = by_torch(net, x, y, RECIPE, i, range(1, 6))
+        with stack.fast_cuda('float32'): expected, _ = by_torch(net, x, y, RECIPE, i, range(1, 6))
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=within)
         assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in e.models[i].state_dict().items()}
 
@@ -195,7 +195,7 @@ def test_adam_and_crops_are_recorded(recwarn):
     e, losses = on_gpu('float64', False, 5, 'resnet18', (4,), **adam)
     assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
     (net,), x, y = gpu_networks('float64', 'resnet18', (4,))
-    with engine.fast_cuda('float32'): expected, _ = by_torch(net, x, y, replace(RECIPE, **adam), 0, range(1, 6))
+    with stack.fast_cuda('float32'): expected, _ = by_torch(net, x, y, replace(RECIPE, **adam), 0, range(1, 6))
     torch.testing.assert_close([row[0] for row in losses], expected, rtol=0, atol=1e-10)
     e, losses = on_gpu('tf32', True, 2, augment=True)
     assert not [w for w in recwarn if 'captured' in str(w.message)] and all(v == v for row in losses for v in row)

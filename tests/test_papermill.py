@@ -18,7 +18,7 @@ import papermill.cli
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
-from smoothinterp import mill
+from smoothinterp import papermill_plugin as mill
 
 TYPED = [str(Path(sys.executable).with_name('papermill'))]
 MODULE = [sys.executable, '-m', 'papermill']
