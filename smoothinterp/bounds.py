@@ -552,8 +552,9 @@ def weight_names(model: nn.Module, state: dict, parts: dict) -> list[str]:
     return list(dict.fromkeys(parts.get(k, k) for k in state if k in parts or k in parameters or k.endswith('weight')))
 
 def relative_distance(name: str, now: Tensor, start: Tensor) -> float:
-    "‖now - start‖ / ‖start‖; `ValueError` for tensors of two sizes."
+    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved; `ValueError` for tensors of two sizes."
     if now.shape != start.shape:
         raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the same network')
     now, start = now.double().cpu(), start.double().cpu()
-    return ((now - start).norm() / start.norm()).item()
+    moved = (now - start).norm()
+    return (moved / start.norm()).item() if moved else 0. # a weight may still be at zero, where it started

@@ -90,4 +90,4 @@ def test_input_hessian_is_exact_or_refused(case):
 
 def test_largest_eigenvalue(case):
     model, x, y = case
-    assert top_eigenvalues(model, x, y, k=1, tolerance=.1, max_iter=20).values[0] > 0
+    assert top_eigenvalues(model, x, y, k=1, tolerance=.3).values[0] > 0
