@@ -61,6 +61,7 @@ def frozen(model: nn.Module):
     "Within: parameters frozen, evaluation mode, true float32. After: everything as it was, also after an error."
     modes = [(m, m.training) for m in model.modules() if hasattr(m, 'training')] # a frozen TorchScript module has no mode
     wanted = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = _kept_buffers(model)
     try:
         if modes: model.eval()
         for p, _ in wanted: p.requires_grad_(False)
@@ -69,6 +70,18 @@ def frozen(model: nn.Module):
     finally:
         for m, training in modes: m.training = training
         for p, grad in wanted: p.requires_grad_(grad)
+        _restore_buffers(buffers)
+
+def _kept_buffers(model): # a forward pass may count its calls, in place or by a new tensor
+    if isinstance(model, torch.jit.ScriptModule): return []
+    return [(m, name, b, b._version, b.clone()) for m in model.modules() for name, b in getattr(m, '_buffers', {}).items()
+            if b is not None]
+
+@torch.no_grad()
+def _restore_buffers(kept):
+    for m, name, buffer, version, values in kept:
+        if buffer._version != version: buffer.copy_(values)
+        m._buffers[name] = buffer
 
 def device_of(model: nn.Module) -> torch.device:
     "Where the model's parameters are."
@@ -125,12 +138,14 @@ def logits_of(
     y: Tensor | None = None, # labels [N], to be checked against the classes
 ) -> Tensor:                 # logits [N, classes]
     "The model's logits. `ValueError` unless they are `[N, classes]`, at least two classes, and the labels fit them."
-    try: out = model(x)
+    try: out = model(x.clone()) # a model may change its input in place
     except torch.OutOfMemoryError: raise
     except RuntimeError as e: raise ValueError(f'the model fails on inputs {list(x.shape)}: {e}') from e
     if not isinstance(out, Tensor):
         raise ValueError(f'the model must return logits [N, classes], not a {type(out).__name__}; wrap it in a '
                          'module that returns its logits alone')
+    if out.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f'the model returns {out.dtype} logits, too coarse to be measured: return them in float32')
     if out.ndim != 2 or len(out) != len(x):
         raise ValueError(f'the model must return logits [{len(x)}, classes] for {len(x)} samples, not {list(out.shape)}')
     if out.shape[1] < 2: raise ValueError('the model returns one logit per sample, but cross-entropy needs two classes: '
@@ -190,14 +205,16 @@ def laid_out_like(x: Tensor, other: Tensor) -> Tensor: # both [N, C, H, W]
 # %% ../nbs/06_batches.ipynb #batches-28
 @contextmanager
 def first_call(model: nn.Module):
-    "Within: a list that receives input and output of the first call of the model."
+    "Within: a list that receives the last input and all outputs of the first call of the model."
     seen = []
-    def keep(module, args, out):
-        if not seen and args and isinstance(out, Tensor) and len(out) == len(args[0]):
-            seen.extend((args[0].detach(), out.detach()))
-    hook = model.register_forward_hook(keep)
+    def enter(module, args):
+        if not seen and args: seen.append(args[0].detach()[-1:].clone())
+    def leave(module, args, out):
+        if len(seen) == 1 and isinstance(out, Tensor) and len(out) == len(args[0]): seen.append(out.detach())
+    hooks = model.register_forward_pre_hook(enter), model.register_forward_hook(leave)
     try: yield seen
-    finally: hook.remove()
+    finally:
+        for hook in hooks: hook.remove()
 
 @torch.no_grad()
 def confirm_independent(model: nn.Module, x: Tensor, logits: Tensor) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
@@ -254,7 +271,7 @@ def stream(
 def _watched(f, model, part, options):
     "`f` of one batch, and a list of its last input and logits, empty if the model was not called as a whole."
     with first_call(model) as call: found = f(model, *part, **options)
-    if not call: return found, []
+    if len(call) < 2: return found, []
     if not call[1].isfinite().all():
         raise ValueError("the model's logits are NaN or infinite: its weights are too large, or it diverged")
     return found, [[t[-1:] for t in call]]

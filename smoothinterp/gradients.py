@@ -223,7 +223,7 @@ def other_squares(model, x, v, names: list[str]) -> dict: # layer → float64 [N
 
 def _vmapped_squares(model, x, v, names): # 16 samples at a time
     held = {name: p.detach() for name, p in model.named_parameters() if name in names}
-    value = lambda held, x, v: (torch.func.functional_call(model, held, x[None])[0] * v).sum()
+    value = lambda held, x, v: (torch.func.functional_call(model, held, x[None].clone())[0] * v).sum()
     square = lambda x, v: {k: g.double().square().sum() for k, g in torch.func.grad(value)(held, x, v).items()}
     return torch.func.vmap(square, chunk_size=16)(x, v)
 

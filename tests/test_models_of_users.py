@@ -76,6 +76,7 @@ MODELS = dict(
     lora=lambda: nn.Sequential(nn.Flatten(), LoRA(16, 3)),
     gru=lambda: Model(lambda m, x: m.c(m.r(x[:, 0])[0][:, -1]), r=nn.GRU(4, 5, batch_first=True), c=nn.Linear(5, 3)),
     hardsigmoid=lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Hardsigmoid(), nn.Linear(6, 3)),
+    input_in_place=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x.mul_(2).flatten(1)))), a=nn.Linear(16, 6), c=nn.Linear(6, 3)),
     tied=tied, data_parallel=lambda: nn.DataParallel(nn.Sequential(nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3))))
 
 
@@ -85,7 +86,7 @@ def reference(model, x, y):
     parameters, slopes, norms, trace = list(model.parameters()), [], [], 0.
     for i in range(len(x)):
         one = x[i:i + 1].clone().requires_grad_()
-        loss = F.cross_entropy(model(one), y[i:i + 1])
+        loss = F.cross_entropy(model(one.clone()), y[i:i + 1])
         by_x, *by_theta = torch.autograd.grad(loss, [one, *parameters], create_graph=True, allow_unused=True)
         by_theta = [(p, g) for p, g in zip(parameters, by_theta) if g is not None]
         slopes.append(by_x.norm().item())
@@ -158,9 +159,33 @@ def test_refusals_name_the_reason():
                'something random': Model(lambda m, x: m.a(F.dropout(x.flatten(1))), a=nn.Linear(16, 3)),
                'cut off from the input': Model(lambda m, x: m.a(x.detach().flatten(1)), a=nn.Linear(16, 3)),
                '[0, z]': nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), 'not a tuple': Model(lambda m, x: (m.a(x.flatten(1)), x), a=nn.Linear(16, 3)),
+               'torch.float16 logits': Model(lambda m, x: m.a(x.flatten(1)).half(), a=nn.Linear(16, 3)),
                'fails on inputs': nn.Sequential(nn.Flatten(), nn.Linear(3, 3))}
     for reason, model in refused.items():
         with pytest.raises(ValueError, match=reason.replace('[', r'\[')): loss_jacobian(model, x, y * 0)
+
+
+class Counting(nn.Module):
+    "Counts its calls in one buffer in place, and in another that it replaces."
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 3)
+        self.register_buffer('calls', torch.zeros(()))
+        self.register_buffer('seen', torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen = self.seen + len(x)
+        return self.a(x.flatten(1))
+
+
+def test_calls_leave_buffers_and_data_as_they_were():
+    model, x, y = Counting(), torch.randn(6, 1, 4, 4), torch.arange(6) % 3
+    scaling, same = Model(lambda m, x: m.a(x.mul_(2).flatten(1)), a=nn.Linear(16, 3)), x.clone()
+    for f in (loss_jacobian, input_hessian, gradient_norms, hessian_trace):
+        f(model, x, y)
+        f(scaling, x, y)
+        assert model.calls == model.seen == 0 and torch.equal(x, same)
 
 
 def test_calls_leave_a_model_in_training_as_it_was():
