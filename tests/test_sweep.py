@@ -68,6 +68,7 @@ def test_the_main_process_stays_small(runs, tmp_path):
     script = tmp_path/'main.py'
     script.write_text("""if __name__ == '__main__':
     from pathlib import Path
+    import smoothinterp.sweep
     from smoothinterp.cli import main
     def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) # kB
     imported = peak()
