@@ -1,4 +1,5 @@
 "The literal command, on a study of seconds, in a checkout of its own."
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,11 @@ def test_the_width_is_trained_measured_and_marked(checkout):
     df, meta = load_frame(checkout/'figures/fig2-smoke-width3.parquet')
     assert set(df['width']) == {1, 2, 3, 4} and set(df['study']) == {'smoke'}
     assert (checkout/'nbs/fig2.ipynb').read_bytes() == source
+    said = done.stdout # what is trained, how long that takes and, at the end, where the numbers come from
+    assert said.index('no results for w = 1, 2, 3, 4') < said.index('all runs: at most') < said.index('done after 8 epochs')
+    assert 'results: runs' in said
+    cells = json.loads((checkout/'figures/fig2-smoke-width3.ipynb').read_text())['cells']
+    assert 'What to see' not in json.dumps([c.get('outputs') for c in cells])
 
     stamps = {p: p.stat().st_mtime_ns for p in (checkout/'runs').rglob('results.parquet')}
     read, write = os.pipe()
