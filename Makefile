@@ -58,11 +58,13 @@ figures: .venv/installed
 readme: .venv/installed
 	$(BIN)/python tests/readme.py
 
-# A folder that was copied or moved is no longer an environment: a new one is made.
-.venv/installed: settings.ini setup.py constraints.txt
+# A folder that was copied or moved is no longer an environment: a new one is made. Its JupyterLab saves notebooks as they are
+# committed, without the metadata that Lab adds on opening one (`jupyter_hooks` in settings.ini).
+.venv/installed: settings.ini setup.py constraints.txt jupyter_server_config.json
 	test "$$($(BIN)/python -c 'import sys; print(sys.prefix)' 2>/dev/null)" = "$(CURDIR)/.venv" || rm -rf .venv
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,dev]'
+	cp jupyter_server_config.json .venv/etc/jupyter/
 	touch $@
 
 clean:

@@ -1,4 +1,5 @@
-"""On a GPU: samples a second eagerly, as CUDA graphs in TF32 and bf16, and several networks at once; then minutes of a whole study.
+"""On a GPU: samples a second eagerly, as CUDA graphs in TF32 and bf16, and several networks at once; then minutes of a
+whole study.
 
     python benchmarks/gpu.py [STUDY]     default: convnet-cifar10-reduced, on random images
 """
@@ -21,7 +22,17 @@ from smoothinterp.models import build
 from smoothinterp.results import Case, checkpoints_of, kept_rows, measure_network
 from smoothinterp.runs import Run, Training, _engine
 from smoothinterp.stack import Engine, fast_cuda, gpu_group
-from smoothinterp.study import CONVNET_B, SOURCES, Source, find_study, network, run_folder, stacked, study_data, train_runs
+from smoothinterp.study import (
+    CONVNET_B,
+    SOURCES,
+    Source,
+    find_study,
+    network,
+    run_folder,
+    stacked,
+    study_data,
+    train_runs,
+)
 from smoothinterp.sweep import cost, tasks
 from smoothinterp.train import Recipe, epoch_order, in_memory, train_epoch
 from smoothinterp.workers import find_device
@@ -37,7 +48,8 @@ def data():
     return in_memory(torch.randn(N, 3, 32, 32, generator=g)).cuda(), torch.randint(10, (N,), generator=g).cuda()
 
 
-def networks(width, n): return [build('convnet-a', width, seed=s).cuda().to(memory_format=torch.channels_last) for s in range(n)]
+def networks(width, n):
+    return [build('convnet-a', width, seed=s).cuda().to(memory_format=torch.channels_last) for s in range(n)]
 
 
 def eager(width, x, y):
@@ -49,7 +61,8 @@ def eager(width, x, y):
 
 
 def graph(width, x, y, n, precision):
-    return Engine(networks(width, n), [x] * n, [y] * n, replace(RECIPE, precision=precision), list(range(n)), stack=True).epoch
+    return Engine(networks(width, n), [x] * n, [y] * n, replace(RECIPE, precision=precision), list(range(n)),
+                  stack=True).epoch
 
 
 def timed(epochs):
@@ -69,7 +82,8 @@ def timed(epochs):
 def bench(width, x, y):
     "Samples a second of all networks together, by name."
     n = gpu_group(width)
-    epochs = {'eager': (eager(width, x, y), 1), 'tf32': (graph(width, x, y, 1, 'tf32'), 1), 'bf16': (graph(width, x, y, 1, 'bf16'), 1)}
+    epochs = {'eager': (eager(width, x, y), 1), 'tf32': (graph(width, x, y, 1, 'tf32'), 1),
+              'bf16': (graph(width, x, y, 1, 'bf16'), 1)}
     if n > 1: epochs |= {f'{p}, grouped': (graph(width, x, y, n, p), n) for p in ('tf32', 'bf16')}
     return {name: epochs[name][1] * N / s for name, s in timed(epochs).items()}
 
@@ -77,8 +91,10 @@ def bench(width, x, y):
 def random_images(study, seed):
     "As many random images as a study of CIFAR-10 has, so that no data set is needed."
     g = torch.Generator().manual_seed(0)
-    (x, x_test), (y, y_test) = zip(*((torch.randint(256, (n, 3, study.size, study.size), generator=g, dtype=torch.uint8),
-                                      torch.randint(10, (n,), generator=g)) for n in (study.n or 50_000, (study.n or 50_000) // 5)))
+    (x, x_test), (y, y_test) = zip(*((torch.randint(256, (n, 3, study.size, study.size), generator=g,
+                                                    dtype=torch.uint8),
+                                      torch.randint(10, (n,), generator=g))
+                                     for n in (study.n or 50_000, (study.n or 50_000) // 5)))
     return Data('random', x, y, y, x_test, y_test, 10, CIFAR10)
 
 
@@ -95,7 +111,8 @@ def ticks(device):
 def task_seconds(study, task, device):
     "What a sweep does with runs that it trains as one network: seconds of set-up, of all epochs, of all evaluations."
     tick, shared = ticks(device), {}
-    runs = [Run(run_folder(study, w, s), partial(network, study, w), study_data(study, s), study.recipe, s, {}) for w, s in task]
+    runs = [Run(run_folder(study, w, s), partial(network, study, w), study_data(study, s), study.recipe, s, {})
+            for w, s in task]
     under_way = [Training(run, device, shared) for run in runs]
     train, setup = _engine(under_way, stacked(study, task[0][0], device)), tick()
     train.epoch(1)
@@ -110,8 +127,10 @@ def measuring_seconds(study, width, device):
     "Seconds to measure a run, the weights that it kept on the way too (those of an untrained network)."
     train_runs(replace(study, recipe=replace(study.recipe, epochs=1, keep=())), [(width, 0)], device)
     folder = run_folder(study, width, 0)
-    for epoch in study.recipe.keep: shutil.copy(folder/'epoch-00001.safetensors', folder/f'epoch-{epoch:05d}.safetensors')
-    tick, case = ticks(device), Case(network(study, width).to(device).eval(), load_tensors(folder/'epoch-00000.safetensors')[0],
+    for epoch in study.recipe.keep:
+        shutil.copy(folder/'epoch-00001.safetensors', folder/f'epoch-{epoch:05d}.safetensors')
+    tick, case = ticks(device), Case(network(study, width).to(device).eval(),
+                                     load_tensors(folder/'epoch-00000.safetensors')[0],
                                      study_data(study, 0), study.points, study.directions)
     left_out = measure_network(case)[1]
     kept_rows(case, checkpoints_of(folder))
@@ -120,21 +139,28 @@ def measuring_seconds(study, width, device):
 
 
 def projection(study, device):
-    "Print what a sweep of a study takes on one device, in minutes, from its own tasks: two epochs of each, measuring at three widths."
+    """Print what a sweep of a study takes on one device, in minutes, from its own tasks: two epochs of each,
+    measuring at three widths."""
     todo = sorted(((w, 0) for w in study.widths), reverse=True)
     parts = {tuple(f'{w:g}' for w, _ in task): task_seconds(study, task, device) for task in tasks(study, todo, device)}
     few = [study.widths[i] for i in (len(study.widths) // 3, 2 * len(study.widths) // 3, -1)]
-    measured = np.interp([cost(study, w) for w in study.widths], [cost(study, w) for w in few], [measuring_seconds(study, w, device) for w in few])
-    table(f'{study.name}, {study.recipe.precision}: minutes a task', [{'widths': ' '.join(ws)} | {k: v / 60 for k, v in p.items()} for ws, p in parts.items()])
-    total = {k: sum(p[k] for p in parts.values()) / 60 for k in ('set-up', 'training', 'evaluation')} | dict(measuring=sum(measured) / 60)
-    print(f'{sum(total.values()):.1f} minutes in all with one worker: ' + ', '.join(f'{k} {v:.1f}' for k, v in total.items()))
+    measured = np.interp([cost(study, w) for w in study.widths], [cost(study, w) for w in few],
+                         [measuring_seconds(study, w, device) for w in few])
+    table(f'{study.name}, {study.recipe.precision}: minutes a task',
+          [{'widths': ' '.join(ws)} | {k: v / 60 for k, v in p.items()} for ws, p in parts.items()])
+    total = {k: sum(p[k] for p in parts.values()) / 60
+             for k in ('set-up', 'training', 'evaluation')} | dict(measuring=sum(measured) / 60)
+    print(f'{sum(total.values()):.1f} minutes in all with one worker: '
+          + ', '.join(f'{k} {v:.1f}' for k, v in total.items()))
 
 
 if __name__ == '__main__':
     os.environ['SMOOTHINTERP_RUNS'] = mkdtemp()
     SOURCES['random'] = Source(random_images, 10, 3)
-    if not torch.cuda.is_available() and len(sys.argv) == 1: sys.exit(print('no GPU: skipped; name a small study of 3-channel images to try the projection on a CPU'))
-    device, study = find_device(), replace(find_study(sys.argv[1]) if len(sys.argv) > 1 else CONVNET_B, data='random', kind='symmetric')
+    if not torch.cuda.is_available() and len(sys.argv) == 1:
+        sys.exit(print('no GPU: skipped; name a small study of 3-channel images to try the projection on a CPU'))
+    device, study = find_device(), replace(find_study(sys.argv[1]) if len(sys.argv) > 1 else CONVNET_B, data='random',
+                                           kind='symmetric')
     if device == 'cuda':
         x, y = data()
         speeds = [bench(width, x, y) for width in WIDTHS]

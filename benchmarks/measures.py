@@ -37,7 +37,8 @@ def errors(net, x, y):
     "95th percentile of the relative error of each measure in float32 against float64, samples on kinks left out."
     fine = copy.deepcopy(net).double()
     usable = ~on_kink(net, x, y)
-    pairs = {'loss Jacobian': lambda m, x: loss_jacobian(m, x, y), 'logit Jacobian': lambda m, x: logit_jacobian(m, x, y)['operator'],
+    pairs = {'loss Jacobian': lambda m, x: loss_jacobian(m, x, y), 'logit Jacobian': lambda m,
+             x: logit_jacobian(m, x, y)['operator'],
              'input Hessian': lambda m, x: input_hessian(m, x, y)['frobenius']}
     return {name: (f(net, x) / f(fine, x.double()) - 1)[usable].abs().quantile(.95).item() for name, f in pairs.items()}
 
@@ -54,7 +55,8 @@ def bench(width):
     y, pixels, u = torch.randint(10, (N,), generator=g), CIFAR10.inverse(x), torch.randn(4, *x.shape, generator=g)
     few, path = 4, partial(svd_paths, directions=7)
     with frozen(net):
-        ours, theirs = input_hvp(net, x[:8], y[:8], u[:, :8].transpose(0, 1).flatten(2)), forward_over_reverse(net, x[:8], y[:8], u[:, :8])
+        ours = input_hvp(net, x[:8], y[:8], u[:, :8].transpose(0, 1).flatten(2))
+        theirs = forward_over_reverse(net, x[:8], y[:8], u[:, :8])
     torch.testing.assert_close(ours.float(), theirs.flatten(2), rtol=1e-3, atol=1e-5)
     cases = {
         'forward': lambda: accuracy(net, x, y),
@@ -72,11 +74,13 @@ def bench(width):
     for name in cases:
         n = few if 'volumes' in name else N
         units, (counted, *goals) = ratios(seconds, name, 'forward') * N / n, GOALS.get(name, ('', '', ''))
-        rows.append({'measure': name, 'ms a sample': 1e3 * median(seconds[name]) / n, 'units': units, 'counted': counted and float(counted),
+        rows.append({'measure': name, 'ms a sample': 1e3 * median(seconds[name]) / n, 'units': units,
+                     'counted': counted and float(counted),
                      'goal': goals[width > 8], 'error': error.get(name, '')})
         if counted: keep(name, 'forward passes', width, units, f'<= {goals[width > 8]} units')
         if name in EXACT: keep(name, 'relative error in float32', width, error[name], f'<= {EXACT[name]} relative')
-    keep('input Hessian', 'forward over reverse, 4 H u', width, ratios(seconds, 'forward over reverse, 4 H u', 'input Hessian'), '>= 1 x')
+    keep('input Hessian', 'forward over reverse, 4 H u', width,
+         ratios(seconds, 'forward over reverse, 4 H u', 'input Hessian'), '>= 1 x')
     table(f'Measures, ConvNet A, w = {width}, {N} images of 3 x 32 x 32, one thread, float32', rows)
 
 
@@ -105,10 +109,12 @@ def paths():
     def plain(): return torch.stack([one(image) for image in pixels])
 
     torch.testing.assert_close(plain(), out, atol=1e-4, rtol=0)
-    cases = {'copy of the output': out.clone, 'plain svd': plain, 'from scratch': lambda: svd_paths(pixels, directions=7),
+    cases = {'copy of the output': out.clone, 'plain svd': plain,
+             'from scratch': lambda: svd_paths(pixels, directions=7),
              'factors cached': lambda: svd_paths(pixels, directions=7, factors=factors)}
     seconds = interleaved({name: partial(again, f) for name, f in cases.items()}, REPEATS)
-    rows = [{'SVD paths': k, 'ms an image': 1e3 * median(seconds[k]) / len(pixels) / 5, 'x a copy': ratios(seconds, k, 'copy of the output'),
+    rows = [{'SVD paths': k, 'ms an image': 1e3 * median(seconds[k]) / len(pixels) / 5,
+             'x a copy': ratios(seconds, k, 'copy of the output'),
              'plain / this': ratios(seconds, 'plain svd', k)} for k in seconds]
     table('SVD paths, 7 directions x 6 strengths', rows)
     keep('SVD paths', 'torch.linalg.svd, from scratch', None, rows[2]['plain / this'], '>= 5 x')

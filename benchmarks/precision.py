@@ -1,6 +1,8 @@
-"""What a training precision does to a study: test error and Lipschitz constant in TF32, bf16 and float32, width by width.
+"""What a training precision does to a study: test error and Lipschitz constant in TF32, bf16 and float32, width by
+width.
 
-    python benchmarks/precision.py [STUDY [WIDTH...]]     default: convnet-cifar10-5k at 4, 9 and 16, nine networks of 31,400 steps
+    python benchmarks/precision.py [STUDY [WIDTH...]]     default: convnet-cifar10-5k at 4, 9 and 16, nine networks of
+    31,400 steps
 """
 import sys
 import time
@@ -17,7 +19,8 @@ from smoothinterp.workers import find_device
 
 
 def trained(study, width, precision, device):
-    "One network of a study trained in a precision, under a name of its own: its errors, its Lipschitz constant, seconds if it was trained in one go."
+    """One network of a study trained in a precision, under a name of its own: its errors, its Lipschitz constant,
+    seconds if it was trained in one go."""
     study = replace(study, name=f'{study.name}-{precision}', recipe=replace(study.recipe, precision=precision, keep=()))
     begun = any((run_folder(study, width, 0)/name).exists() for name in ('run.json', 'state.safetensors'))
     study_data(study, 0)

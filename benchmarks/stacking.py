@@ -1,4 +1,5 @@
-"Three seeds of one width stacked in one network, against one after the other, on one thread: what `engine.stacks` is taken from."
+"""Three seeds of one width stacked in one network, against one after the other, on one thread: what `engine.stacks`
+is taken from."""
 import json
 
 import torch
@@ -27,7 +28,8 @@ def data(size, n):
 def engines(size, width, dtype=torch.float):
     "One for all seeds, one for each."
     xs, ys = data(size, 8192 // size)
-    nets = [[build('convnet-a', width, 10, xs[0].shape[1], size, 'he', s).to(dtype, memory_format=torch.channels_last) for s in SEEDS]
+    nets = [[build('convnet-a', width, 10, xs[0].shape[1], size, 'he', s).to(dtype, memory_format=torch.channels_last)
+             for s in SEEDS]
             for _ in range(2)]
     return (Engine(nets[0], xs, ys, RECIPE, list(SEEDS), stack=True),
             [Engine([net], [x], [y], RECIPE, [s]) for net, x, y, s in zip(nets[1], xs, ys, SEEDS, strict=True)])
@@ -42,7 +44,8 @@ def bench(size, width):
     n = len(SEEDS) * len(together.order[0])
     return {'pixels': float(size), 'w': float(width), 'apart, samples/s': n / min(seconds['apart']),
             'stacked, samples/s': n / min(seconds['stacked']), 'ratio': ratios(seconds, 'apart', 'stacked'),
-            'stacked by rule': 'yes' if stacks(apart[0].net, width, size, 'cpu') else 'no', 'loss differs, float64': differ}
+            'stacked by rule': 'yes' if stacks(apart[0].net, width, size, 'cpu') else 'no',
+            'loss differs, float64': differ}
 
 
 if __name__ == '__main__':

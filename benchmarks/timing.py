@@ -33,11 +33,13 @@ def table(title: str, rows: list[dict]) -> None:
     cells = [[c if isinstance(c, str) else f'{c:.3g}' for c in (row[k] for k in columns)] for row in rows]
     widths = [max(len(k), *(len(r[i]) for r in cells)) for i, k in enumerate(columns)]
     print(f'\n{title}')
-    for line in [columns, *cells]: print('  ' + '  '.join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    for line in [columns, *cells]:
+        print('  ' + '  '.join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
 def keep(measure: str, what: str, width: float | None, value: float, goal: str) -> None:
-    "Keep one row of the table that the README shows: a number, and the goal '<= 2.5 units' or '>= 1.8 x' it has to meet."
+    """Keep one row of the table that the README shows: a number, and the goal '<= 2.5 units' or '>= 1.8 x' it has
+    to meet."""
     sign, bound, _ = goal.split(maxsplit=2)
     met = value <= float(bound) if sign == '<=' else value >= float(bound)
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []

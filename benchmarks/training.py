@@ -57,7 +57,8 @@ def check(make, images, labels):
 
 def bench(width):
     g = torch.Generator().manual_seed(0)
-    images, labels = torch.randint(256, (N, 3, 32, 32), generator=g, dtype=torch.uint8), torch.randint(10, (N,), generator=g)
+    images, labels = torch.randint(256, (N, 3, 32, 32), generator=g,
+                                   dtype=torch.uint8), torch.randint(10, (N,), generator=g)
     net = build('convnet-a', width)
     error = check(lambda: copy.deepcopy(net), images[:N], labels) if width <= 8 else float('nan')
     theirs, ours = copy.deepcopy(net), copy.deepcopy(net).to(memory_format=torch.channels_last)
@@ -67,8 +68,10 @@ def bench(width):
                            'ours': lambda: engine.epoch(1),
                            'forward': lambda: [ours(part).sum().item() for part in x.split(BATCH)]}, 5)
     flop = 2 * (27_648 * width + 55_296 * width**2 + 80 * width)
-    row = {'w': float(width), 'loader, samples/s': N / median(seconds['loader']), 'ours, samples/s': N / median(seconds['ours']),
-           'ratio': ratios(seconds, 'loader', 'ours'), 'goal': GOAL[width], 'GFLOP/s': 3 * flop * N / median(seconds['ours']) / 1e9,
+    row = {'w': float(width), 'loader, samples/s': N / median(seconds['loader']),
+           'ours, samples/s': N / median(seconds['ours']),
+           'ratio': ratios(seconds, 'loader', 'ours'), 'goal': GOAL[width],
+           'GFLOP/s': 3 * flop * N / median(seconds['ours']) / 1e9,
            'of forward': ratios(seconds, 'forward', 'ours') * 3, 'loss differs': error}
     keep('training', 'against a DataLoader loop', width, row['ratio'], f'>= {GOAL[width]} x')
     keep('training', 'share of the forward GFLOP/s', width, row['of forward'], '>= 0.7 of it')

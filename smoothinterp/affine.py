@@ -17,26 +17,49 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .batches import frozen, laid_out_like, logits_of, to_model, twice_differentiable, validated_model
+from .batches import (frozen, laid_out_like, logits_of, to_model, twice_differentiable,
+                                  validated_model)
 
 # %% ../nbs/07_affine.ipynb #affine-05
-PIECEWISE_AFFINE = set('''
-    AccumulateGrad Add AdaptiveAvgPool2D AdaptiveMaxPool2D Alias Amax Amin AsStrided AvgPool1D AvgPool2D AvgPool3D BackwardHookFunction
-    Abs Cat Clamp ClampMax ClampMin Clone Col2Im ConstantPadNd CopyBackwards CopySlices Cumsum Diagonal Expand Flip Gather Hardsigmoid
-    Hardtanh Im2Col Index IndexAdd IndexPut IndexSelect LeakyRelu MaskedFill MaskedScatter MaskedSelect Max MaxPool2DWithIndices
-    MaxPool3DWithIndices Maximum Mean Min Minimum NativeChannelShuffle Neg Permute PixelShuffle PixelUnshuffle ReflectionPad1D
-    ReflectionPad2D Relu Repeat ReplicationPad1D ReplicationPad2D ReshapeAlias Roll Rsub Scatter ScatterAdd Select Slice SliceScatter
-    Sort Split SplitWithSizes Squeeze Stack Sub Sum T Threshold ToCopy Topk Transpose Tril Triu Unbind Unfold UnsafeView Unsqueeze
-    UpsampleBicubic2D UpsampleBilinear2D UpsampleNearest2D View Where'''.split())
-PRODUCTS = dict(Addbmm=(1, 2), Addmm=(1, 2), Addmv=(1, 2), Baddbmm=(1, 2), Bmm=(0, 1), Convolution=(0, 1), CudnnBatchNorm=(0, 1),
-                CudnnConvolution=(0, 1), Div=(0, 1), Dot=(0, 1), Mm=(0, 1), Mul=(0, 1), Mv=(0, 1), NativeBatchNorm=(0, 1), PreluKernel=(0, 1))
+PIECEWISE_AFFINE = set(' '.join((
+    # graph and views
+    'AccumulateGrad Alias AsStrided BackwardHookFunction Clone CopyBackwards CopySlices Diagonal '
+    'Expand Flip Permute Repeat ReshapeAlias Select Slice SliceScatter Split SplitWithSizes '
+    'Squeeze T ToCopy Transpose Unbind Unfold UnsafeView Unsqueeze View',
+    # sums and means
+    'Add Cumsum Mean Neg Rsub Sub Sum',
+    # ReLUs and other functions of one number that are affine in pieces
+    'Abs Clamp ClampMax ClampMin Hardsigmoid Hardtanh LeakyRelu Relu Threshold',
+    # extremes and sorting
+    'Amax Amin Max Maximum Min Minimum Sort Topk',
+    # pools
+    'AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool1D AvgPool2D AvgPool3D MaxPool2DWithIndices '
+    'MaxPool3DWithIndices',
+    # choosing and moving entries
+    'Cat Col2Im ConstantPadNd Gather Im2Col Index IndexAdd IndexPut IndexSelect MaskedFill '
+    'MaskedScatter MaskedSelect NativeChannelShuffle PixelShuffle PixelUnshuffle Roll Scatter '
+    'ScatterAdd Stack Tril Triu Where',
+    # padding and upsampling
+    'ReflectionPad1D ReflectionPad2D ReplicationPad1D ReplicationPad2D UpsampleBicubic2D '
+    'UpsampleBilinear2D UpsampleNearest2D',
+)).split())
+PRODUCTS = { # the two inputs of each product
+    # of matrices, vectors and numbers
+    'Addbmm': (1, 2), 'Addmm': (1, 2), 'Addmv': (1, 2), 'Baddbmm': (1, 2), 'Bmm': (0, 1), 'Div': (0, 1),
+    'Dot': (0, 1), 'Mm': (0, 1), 'Mul': (0, 1), 'Mv': (0, 1), 'PreluKernel': (0, 1),
+    # of images and weights
+    'Convolution': (0, 1), 'CudnnConvolution': (0, 1), 'CudnnBatchNorm': (0, 1), 'NativeBatchNorm': (0, 1)}
 
 def operation(node: Node) -> str:
-    "Name of the operation that made a node of the graph, such as 'Relu'; a custom function's ends in 'custom'."
+    """Name of the operation that made a node of the graph, such as 'Relu'; a custom function's ends in
+    'custom'."""
     name = re.sub(r'Backward\d*$', '', node.name().rpartition('::')[2])
-    return f'{name} custom' if isinstance(node, BackwardCFunction) and name != 'BackwardHookFunction' else name
+    return (f'{name} custom' if isinstance(node, BackwardCFunction)
+            and name != 'BackwardHookFunction' else name)
 
-def bent(node: Node, inputs: list[frozenset]) -> frozenset: # inputs: of each operand, the sources it depends on
+def bent(
+    node: Node, inputs: list[frozenset],
+) -> frozenset: # inputs: of each operand, the sources it depends on
     "The sources in which one operation is not piecewise affine."
     kind, every = operation(node), frozenset().union(*inputs)
     if kind in PIECEWISE_AFFINE: return frozenset()
@@ -88,14 +111,15 @@ def has_linear_pieces(logits: Tensor, x: Tensor) -> bool: # logits [N, classes],
 def confirm_connected(logits: Tensor, x: Tensor) -> None: # logits [N, classes], computed from x
     "`ValueError` if the graph of the logits does not reach their input."
     if logits.grad_fn is None or get_gradient_edge(x).node not in set(in_order(logits)):
-        raise ValueError('the logits are cut off from the input: the model has a detach() or torch.no_grad() on the way')
+        raise ValueError('the logits are cut off from the input: the model has a detach() or torch.no_grad() '
+                         'on the way')
 
 # %% ../nbs/07_affine.ipynb #affine-16
 def confirm_second_derivative(
     gradient: Callable[[Tensor], Tensor], # of a function, at a point [D]
     point: Tensor,                        # [D]
     u: Tensor,                            # direction [D]
-    product: Tensor,                      # H u [D], what PyTorch makes of the second derivative at the point along u
+    product: Tensor,                      # H u [D], PyTorch's second derivative at the point along u
 ) -> None:
     "`ValueError` if finite differences of the gradient settle on something else than its derivative."
     step = torch.finfo(point.dtype).eps**(1 / 3) * point.norm().clamp_min(1) / u.norm()
@@ -103,7 +127,8 @@ def confirm_second_derivative(
     visible = gradient(point).norm() * torch.finfo(point.dtype).eps**.5 / step
     settled = fine.norm() > visible and (coarse - fine).norm() < .05 * fine.norm()
     if settled and (fine - product).norm() > .2 * torch.maximum(fine.norm(), product.norm()):
-        raise ValueError('the second derivative that PyTorch computes is not that of finite differences: a custom autograd function '
+        raise ValueError('the second derivative that PyTorch computes is not that of finite differences: a '
+                         'custom autograd function '
                          'in the model has no complete double backward pass')
 
 # %% ../nbs/07_affine.ipynb #affine-19
@@ -114,7 +139,8 @@ def confirm_input_derivatives(model: nn.Module, x: Tensor) -> None: # x: input o
     def gradient(point, create_graph=False):
         logits = logits_of(model, laid_out_like(point.view_as(x), x))
         confirm_connected(logits, point)
-        return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), point, create_graph=create_graph)[0]
+        return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), point,
+                                   create_graph=create_graph)[0]
     with frozen(model), twice_differentiable():
         at = lambda point: gradient(point.detach().requires_grad_())
         point = x.flatten().requires_grad_()
@@ -122,7 +148,8 @@ def confirm_input_derivatives(model: nn.Module, x: Tensor) -> None: # x: input o
         confirm_second_derivative(at, point.detach(), u.flatten(), product)
 
 def in_double(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-    "A copy of the model in double precision and evaluation mode, and its input; both as they are if the model does not run so."
+    """A copy of the model in double precision and evaluation mode, and its input; both as they are if the
+    model does not run so."""
     try:
         double = copy.deepcopy(model).double().eval()
         with torch.no_grad(): double(x.double())
@@ -130,7 +157,8 @@ def in_double(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     except (RuntimeError, TypeError): return model, x
 
 def along(gradient: Tensor, point: Tensor, u: Tensor) -> Tensor: # all of one shape
-    "Derivative of a gradient by the point along u, zero where the graph ends. `ValueError` if PyTorch has none."
+    """Derivative of a gradient by the point along u, zero where the graph ends. `ValueError` if PyTorch
+    has none."""
     if not gradient.requires_grad: return torch.zeros_like(u)
     try: return torch.autograd.grad(gradient, point, u, retain_graph=True, materialize_grads=True)[0]
     except RuntimeError as e: raise ValueError(f'the model cannot be differentiated twice: {e}') from e

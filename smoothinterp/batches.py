@@ -26,8 +26,10 @@ from .models import Pointwise
 # %% ../nbs/06_batches.ipynb #batches-06
 @contextmanager
 def float32_products(kind: str): # 'ieee' or 'tf32'
-    "Within: how a GPU multiplies float32 matrices and convolves, whichever of PyTorch's two settings is in use."
-    matmul, cudnn, new = torch.backends.cuda.matmul, torch.backends.cudnn, hasattr(torch.backends.cuda.matmul, 'fp32_precision')
+    """Within: how a GPU multiplies float32 matrices and convolves, whichever of PyTorch's two settings is
+    in use."""
+    matmul, cudnn, new = (torch.backends.cuda.matmul, torch.backends.cudnn,
+                          hasattr(torch.backends.cuda.matmul, 'fp32_precision'))
     places = (matmul, cudnn.conv) if new else (matmul, cudnn)
     setting, value = ('fp32_precision', kind) if new else ('allow_tf32', kind == 'tf32')
     before = [getattr(place, setting) for place in places]
@@ -43,7 +45,8 @@ def true_float32():
 
 # %% ../nbs/06_batches.ipynb #batches-10
 def has_unsafe_convolution(model: nn.Module) -> bool:
-    "Whether a 1 x 1 convolution has a stride above 1 and fewer than 16 input channels, whose weight gradient oneDNN gets wrong."
+    """Whether a 1 x 1 convolution has a stride above 1 and fewer than 16 input channels, whose weight
+    gradient oneDNN gets wrong."""
     return any(isinstance(m, nn.Conv2d) and not isinstance(m, Pointwise) and m.kernel_size == (1, 1)
                and max(m.stride) > 1 and m.groups == 1 and m.in_channels < 16 for m in model.modules())
 
@@ -51,15 +54,18 @@ def has_unsafe_convolution(model: nn.Module) -> bool:
 def safe_convolutions(model: nn.Module):
     "Within: oneDNN is off for a model that has a convolution whose weight gradient it gets wrong."
     before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(before and not has_unsafe_convolution(model)) # torch.backends.mkldnn.flags warns of TF32
+    # torch.backends.mkldnn.flags warns of TF32
+    torch._C._set_mkldnn_enabled(before and not has_unsafe_convolution(model))
     try: yield
     finally: torch._C._set_mkldnn_enabled(before)
 
 # %% ../nbs/06_batches.ipynb #batches-05
 @contextmanager
 def frozen(model: nn.Module):
-    "Within: parameters frozen, evaluation mode, true float32. After: everything as it was, also after an error."
-    modes = [(m, m.training) for m in model.modules() if hasattr(m, 'training')] # a frozen TorchScript module has no mode
+    """Within: parameters frozen, evaluation mode, true float32. After: everything as it was, also after
+    an error."""
+    # a frozen TorchScript module has no mode
+    modes = [(m, m.training) for m in model.modules() if hasattr(m, 'training')]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     buffers = _kept_buffers(model)
     try:
@@ -74,8 +80,8 @@ def frozen(model: nn.Module):
 
 def _kept_buffers(model): # a forward pass may count its calls, in place or by a new tensor
     if isinstance(model, torch.jit.ScriptModule): return []
-    return [(m, name, b, b._version, b.clone()) for m in model.modules() for name, b in getattr(m, '_buffers', {}).items()
-            if b is not None]
+    return [(m, name, b, b._version, b.clone()) for m in model.modules()
+            for name, b in getattr(m, '_buffers', {}).items() if b is not None]
 
 @torch.no_grad()
 def _restore_buffers(kept):
@@ -107,7 +113,8 @@ class _PlainForms(TorchFunctionMode):
 
 @contextmanager
 def twice_differentiable():
-    "Within: attention, hardsigmoid and weight_norm are computed in a form that PyTorch can differentiate twice."
+    """Within: attention, hardsigmoid and weight_norm are computed in a form that PyTorch can
+    differentiate twice."""
     with sdpa_kernel(SDPBackend.MATH), _PlainForms(): yield
 
 # %% ../nbs/06_batches.ipynb #batches-18
@@ -119,17 +126,21 @@ class Scripted(nn.Module):
     def forward(self, x): return self.script(x)
 
 def validated_model(model: nn.Module) -> nn.Module: # without wrappers
-    "The model itself, out of `torch.compile` and `DataParallel`. `ValueError` for weights that cannot be measured."
+    """The model itself, out of `torch.compile` and `DataParallel`. `ValueError` for weights that cannot
+    be measured."""
     if not isinstance(model, nn.Module):
         raise ValueError(f'the model must be a torch.nn.Module, not a {type(model).__name__}')
-    while inner := getattr(model, '_orig_mod', None) or (isinstance(model, nn.DataParallel) and model.module): model = inner
+    while inner := getattr(model, '_orig_mod', None) or (isinstance(model, nn.DataParallel) and model.module):
+        model = inner
     for name, p in model.named_parameters(): _validate_weights(name, p)
     return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
 
 def _validate_weights(name, p):
     if p.dtype not in (torch.float32, torch.float64):
         raise ValueError(f'{name} is {p.dtype}: measures need float32 or float64; call model.float() first')
-    if p.is_inference(): raise ValueError(f'{name} was made in inference_mode and cannot be differentiated: build the model outside of it')
+    if p.is_inference():
+        raise ValueError(f'{name} was made in inference_mode and cannot be differentiated: build the model '
+                         'outside of it')
     if not p.isfinite().all(): raise ValueError(f'{name} holds NaN or infinite weights')
 
 def logits_of(
@@ -137,33 +148,41 @@ def logits_of(
     x: Tensor,               # inputs [N, C, H, W]
     y: Tensor | None = None, # labels [N], to be checked against the classes
 ) -> Tensor:                 # logits [N, classes]
-    "The model's logits. `ValueError` unless they are `[N, classes]`, at least two classes, and the labels fit them."
+    """The model's logits. `ValueError` unless they are `[N, classes]`, at least two classes, and the
+    labels fit them."""
     try: out = model(x.clone()) # a model may change its input in place
     except torch.OutOfMemoryError: raise
     except RuntimeError as e: raise ValueError(f'the model fails on inputs {list(x.shape)}: {e}') from e
     if not isinstance(out, Tensor):
-        raise ValueError(f'the model must return logits [N, classes], not a {type(out).__name__}; wrap it in a '
-                         'module that returns its logits alone')
+        raise ValueError(f'the model must return logits [N, classes], not a {type(out).__name__}; wrap it in '
+                         'a module that returns its logits alone')
     if out.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f'the model returns {out.dtype} logits, too coarse to be measured: return them in float32')
+        raise ValueError(f'the model returns {out.dtype} logits, too coarse to be measured: return them in '
+                         'float32')
     if out.ndim != 2 or len(out) != len(x):
-        raise ValueError(f'the model must return logits [{len(x)}, classes] for {len(x)} samples, not {list(out.shape)}')
-    if out.shape[1] < 2: raise ValueError('the model returns one logit per sample, but cross-entropy needs two classes: '
+        raise ValueError(f'the model must return logits [{len(x)}, classes] for {len(x)} samples, not '
+                         f'{list(out.shape)}')
+    if out.shape[1] < 2:
+        raise ValueError('the model returns one logit per sample, but cross-entropy needs two classes: '
                                           'for a binary classifier with logit z return [0, z]')
     if y is not None and not 0 <= y.min() <= y.max() < out.shape[1]:
-        raise ValueError(f'labels must lie in 0..{out.shape[1] - 1}; they lie in {int(y.min())}..{int(y.max())}')
+        raise ValueError(f'labels must lie in 0..{out.shape[1] - 1}; they lie in '
+                         f'{int(y.min())}..{int(y.max())}')
     return out
 
 # %% ../nbs/06_batches.ipynb #batches-22
 def validate_inputs(x, y=None) -> None:
     "`ValueError` for anything that is not N floating-point images [N, C, H, W], with N integer labels."
     shape, labels = (list(getattr(t, 'shape', ())) for t in (x, y))
-    if len(shape) != 4: raise ValueError(f'inputs must be images [N, C, H, W], not {shape or type(x).__name__}')
+    if len(shape) != 4:
+        raise ValueError(f'inputs must be images [N, C, H, W], not {shape or type(x).__name__}')
     if len(x) == 0: raise ValueError('there are no samples: N is 0')
     if not torch.as_tensor(x[:1]).is_floating_point():
-        raise ValueError(f'inputs must be normalised floating-point images, not {torch.as_tensor(x[:1]).dtype}')
+        raise ValueError('inputs must be normalised floating-point images, not '
+                         f'{torch.as_tensor(x[:1]).dtype}')
     if y is None: return
-    if labels != shape[:1]: raise ValueError(f'labels must be integers [{len(x)}], one per sample, not {labels}')
+    if labels != shape[:1]:
+        raise ValueError(f'labels must be integers [{len(x)}], one per sample, not {labels}')
     kind = torch.as_tensor(y[:1]).dtype
     if kind.is_floating_point or kind == torch.bool: raise ValueError(f'labels must be integers, not {kind}')
 
@@ -192,7 +211,9 @@ def to_model(model: nn.Module, x) -> Tensor: # x: inputs [N, C, H, W]
 def memory_layout(model: nn.Module, x: Tensor) -> torch.memory_format: # x: inputs of a sample or two
     "`torch.channels_last` where the model runs on it, else `torch.contiguous_format`."
     with frozen(model):
-        try: model(x.to(x.dtype, memory_format=torch.channels_last)) # `contiguous` leaves the strides of grey images as they are
+        try:
+            # `contiguous` leaves the strides of grey images as they are
+            model(x.to(x.dtype, memory_format=torch.channels_last))
         except torch.OutOfMemoryError: raise
         except RuntimeError: return torch.contiguous_format
     return torch.channels_last
@@ -217,7 +238,9 @@ def first_call(model: nn.Module):
         for hook in hooks: hook.remove()
 
 @torch.no_grad()
-def confirm_independent(model: nn.Module, x: Tensor, logits: Tensor) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
+def confirm_independent(
+    model: nn.Module, x: Tensor, logits: Tensor,
+) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
     "`ValueError` if logits are random or depend on the other samples of the batch."
     def same(a, b): return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
     again = logits_of(model, x)
@@ -236,7 +259,8 @@ def default_batch(model: nn.Module, x) -> int: # samples
 
 def validated_batch(batch: int | None) -> int | None: # the same
     "`ValueError` unless a positive number of samples, or None."
-    if batch is not None and (not isinstance(batch, int) or batch < 1): raise ValueError(f'batch must be a number of samples from 1, not {batch!r}')
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f'batch must be a number of samples from 1, not {batch!r}')
     return batch
 
 def stream(
@@ -284,12 +308,14 @@ def _confirm(model, pairs): # and forget them
 def batched(f: Callable) -> Callable:
     "Turn `f(model, x, ...)`, written for one batch of tensors, into a measure of any number of samples."
     signature = inspect.signature(f)
-    data = [n for n, p in signature.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty][1:]
+    data = [n for n, p in signature.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD
+            and p.default is p.empty][1:]
     @wraps(f)
     def measure(model, *tensors, batch: int | None = None, progress: bool = False, **options):
         model = validated_model(model)
         given = signature.bind(model, *tensors, **options).arguments
-        tensors, options = [given[n] for n in data], {n: v for n, v in given.items() if n not in (*data, 'model')}
+        tensors, options = [given[n] for n in data], {n: v
+                                                      for n, v in given.items() if n not in (*data, 'model')}
         validate_inputs(given['x'], given.get('y'))
         batch = validated_batch(batch) or default_batch(model, given['x'])
         with frozen(model): return _joined(list(stream(f, model, tensors, batch, progress, options)))

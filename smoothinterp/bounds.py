@@ -46,7 +46,9 @@ def adjoint(
     with torch.enable_grad(): out = f(zero)
     return lambda u: torch.autograd.grad(out, zero, u, retain_graph=True)[0]
 
-def tridiagonal(f, v: Tensor) -> Iterator[tuple[list, list]]: # diagonal, off-diagonal; its last entry leads out of the matrix
+def tridiagonal(
+    f, v: Tensor,
+) -> Iterator[tuple[list, list]]: # diagonal, off-diagonal; its last entry leads out of the matrix
     "Lanczos' matrix of a symmetric map f, one row and one product more at a time."
     v, before, diagonal, off = v / vector_norm(v), torch.zeros_like(v), [], [0.]
     while True:
@@ -62,7 +64,8 @@ def top_pair(diagonal: list, off: list) -> tuple[float, float]:
     "Largest eigenvalue of a symmetric tridiagonal matrix, and the last entry of its eigenvector."
     n = len(diagonal)
     if n == 1: return diagonal[0], 1.
-    _, values, blocks, splits, failed = dstebz(diagonal, off, 2, 0, 1, n, n, 0, 'B') # eigh_tridiagonal takes twice as long
+    # eigh_tridiagonal takes twice as long
+    _, values, blocks, splits, failed = dstebz(diagonal, off, 2, 0, 1, n, n, 0, 'B')
     if failed: raise ArithmeticError('Lanczos met NaN or infinite values: the weights are too large')
     vector, _ = dstein(diagonal, off, values[:1], blocks, splits)
     return values[0], vector[-1, 0]
@@ -74,7 +77,8 @@ def top_singular_value(
     steps: int = 1000,  # at most, each one product with f and one with its transpose
 ) -> float:
     "Operator norm of a linear map by Lanczos. `ArithmeticError` if `steps` do not reach `tol`."
-    back, start = adjoint(f, x), torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    back, start = adjoint(f, x), torch.randn(x.shape, generator=torch.Generator().manual_seed(0),
+                                             dtype=x.dtype).to(x.device)
     with torch.no_grad():
         for k, (diagonal, off) in zip(range(steps), tridiagonal(lambda v: back(f(v)), start), strict=False):
             if k % 5 < 4 and off[-1] > tol * diagonal[0]: continue
@@ -89,7 +93,8 @@ def matrix_norm(weight: Tensor) -> float:
     return largest_eigenvalue(gram(rows[:, None])).sqrt().item()
 
 # %% ../nbs/12_bounds.ipynb #bounds-71
-KERNELS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+KERNELS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+           nn.ConvTranspose3d)
 LINEAR = *KERNELS, nn.AvgPool2d, nn.AdaptiveAvgPool2d
 
 def kind_of(module: nn.Module, kinds) -> type | None:
@@ -98,12 +103,14 @@ def kind_of(module: nn.Module, kinds) -> type | None:
 
 def untouched(module: nn.Module, kind: type | None) -> bool:
     "Whether a module is exactly of this class, without hooks or functions of its own."
-    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks,
+             module._backward_hooks)
     return type(module) is kind and not any(hooks) and not any(map(callable, vars(module).values()))
 
 # %% ../nbs/12_bounds.ipynb #bounds-95
 SCALES = 1e-3, 1, 1e3
-UNLIKE = AttributeError, NotImplementedError, RuntimeError, TypeError # a module cannot be called the way its class can
+# a module cannot be called the way its class can
+UNLIKE = AttributeError, NotImplementedError, RuntimeError, TypeError
 
 def trials(x: Tensor, n: int) -> Tensor: # [n, ...]
     "Random tensors like x."
@@ -124,7 +131,8 @@ def is_affine(f, x: Tensor) -> bool:
     (u, v), A, floor = trials(x, 2), lambda v: f(v) - zero, 1e-6 * vector_norm(zero)
     close = lambda a, b: bool(vector_norm(a - b) <= 1e-4 * vector_norm(b) + floor)
     mixed = 2 * A(u) - 3 * A(v)
-    return bool(mixed.any()) and all(close(A(s * (2 * u - 3 * v)), s * mixed) and close(A(-s * u), -s * A(u)) for s in SCALES)
+    return (bool(mixed.any()) and all(close(A(s * (2 * u - 3 * v)), s * mixed) and close(A(-s * u), -s * A(u))
+                                      for s in SCALES))
 
 @torch.no_grad()
 def has_transpose(f, x: Tensor) -> bool:
@@ -133,7 +141,8 @@ def has_transpose(f, x: Tensor) -> bool:
     Au, Av = f(u) - zero, f(v) - zero
     try: back = adjoint(f, x)(Au)
     except UNLIKE: return False
-    return bool(((back * (u + v)).sum() - (Au * (Au + Av)).sum()).abs() <= 1e-4 * vector_norm(Au) * vector_norm(Au + Av))
+    return (bool(((back * (u + v)).sum() - (Au * (Au + Av)).sum()).abs() <= 1e-4 * vector_norm(Au)
+                 * vector_norm(Au + Av)))
 
 # %% ../nbs/12_bounds.ipynb #bounds-73
 def operator_norm(
@@ -141,7 +150,8 @@ def operator_norm(
     x: Tensor,          # any input of the size that it sees, [1, ...]
     tol: float = 1e-4,  # certified relative error; a Linear's norm is exact
 ) -> float:
-    "Operator norm of the layer as it acts: with its padding, stride and dilation, without its bias. `ValueError` if not linear."
+    """Operator norm of the layer as it acts: with its padding, stride and dilation, without its bias.
+    `ValueError` if not linear."""
     kind = kind_of(layer, LINEAR)
     plain = untouched(layer, kind)
     if plain and kind is nn.Linear: return matrix_norm(layer.weight)
@@ -150,7 +160,8 @@ def operator_norm(
         like = kind is not None and acts_like(layer, kind, x)
         if like and kind is nn.Linear: return matrix_norm(layer.weight)
         if not (like or is_affine(layer, x)) or not has_transpose(layer, x):
-            raise ValueError(f'{type(layer).__name__} is no linear map of its input (plus a bias), so it has no operator norm: '
+            raise ValueError(f'{type(layer).__name__} is no linear map of its input (plus a bias), so it has '
+                             'no operator norm: '
                              'make what it does besides a module of its own')
         with torch.no_grad(): bias = layer(torch.zeros_like(x))
         return top_singular_value(lambda v: layer(v) - bias, x, tol)
@@ -180,15 +191,19 @@ class Call:
     name: str                                              # in the model
     x: Tensor | None = field(repr=False)                   # its input
     alone: bool = True                                     # whether that is one tensor and nothing else
-    source: tuple = ()                                     # index of its input among its caller's values; two for a sum
-    result: tuple = ()                                     # index of its output among its own values, the same way
+    # index of its input among its caller's values; two for a sum
+    source: tuple = ()
+    # index of its output among its own values, the same way
+    result: tuple = ()
     inner: list['Call'] = field(default_factory=list)      # calls that it made
-    values: list = field(default_factory=list, repr=False) # during the call: its input, then what each inner call returned
+    # during the call: its input, then what each inner call returned
+    values: list = field(default_factory=list, repr=False)
 
     @cached_property
     def norm(self) -> float:
         "Operator norm of a linear layer at the size of its input."
-        if not self.alone: raise ValueError(f'{self.name} was given more than one tensor: its operator norm is not known')
+        if not self.alone:
+            raise ValueError(f'{self.name} was given more than one tensor: its operator norm is not known')
         try: return operator_norm(self.module, self.x)
         except ValueError as e: raise ValueError(f'{self.name}: {e}') from None
 
@@ -207,7 +222,8 @@ def holds(values: list, label: tuple, flat: Tensor) -> bool:
     return len(parts) == len(label) and torch.equal(flat, sum(parts[1:], parts[0]))
 
 def rearranged(values: list, label: tuple, flat: Tensor) -> bool:
-    "Whether entries are those of one value in another order. Their extremes are compared before they are sorted."
+    """Whether entries are those of one value in another order. Their extremes are compared before they
+    are sorted."""
     if len(label) > 1 or values[label[0]] is None: return False
     known = values[label[0]].flat
     if len(flat) != len(known) or flat.aminmax() != known.aminmax(): return False
@@ -230,7 +246,8 @@ def confirm(values: list, t, label: tuple | None) -> tuple:
 # %% ../nbs/12_bounds.ipynb #bounds-78
 def inside(model: nn.Module) -> tuple[nn.Module, str]: # the network, the prefix of its names
     "The network inside of DataParallel or `torch.compile`."
-    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or '_orig_mod' in model._modules
+    wrapped = isinstance(model, (nn.DataParallel,
+                                 nn.parallel.DistributedDataParallel)) or '_orig_mod' in model._modules
     if not wrapped: return model, ''
     (name, child), = model.named_children()
     network, prefix = inside(child)
@@ -254,7 +271,8 @@ RULES = {} # module class → bound on the Lipschitz constant of a call
 
 def must_search(module: nn.Module) -> bool:
     "Whether a module's own code decides what other modules are given, or what it returns."
-    return not untouched(module, nn.Sequential) and (len(module._modules) > 0 or kind_of(module, RULES) is None)
+    return (not untouched(module, nn.Sequential)
+            and (len(module._modules) > 0 or kind_of(module, RULES) is None))
 
 def at_random(x: Tensor | None, scale: float) -> Tensor | None: # the same shape
     "Random entries of this size, with a mean, in the layout of x."
@@ -274,16 +292,19 @@ class Watch:
         self.names, self.find, self.scale = {m: name for name, m in model.named_modules()}, find, scale
         self.in_a_row = {m for m in self.names if untouched(m, nn.Sequential)}
         self.searched = {m for m in self.names if find and must_search(m)}
-        self.stack = [(Call(model, '', x, values=[snapshot(x)]), like)] # open calls, each with its twin in another pass
+        # open calls, each with its twin in another pass
+        self.stack = [(Call(model, '', x, values=[snapshot(x)]), like)]
 
     def enter(self, m, args, kwargs):
         (given, *more), (caller, other) = (*args, *kwargs.values(), None), self.stack[-1]
         one = isinstance(given, Tensor)
-        call, twin = Call(m, self.names[m], given if one else None, one and all(v is None for v in more)), None
+        call, twin = Call(m, self.names[m], given if one else None,
+                          one and all(v is None for v in more)), None
         if other and len(other.inner) > len(caller.inner): twin = other.inner[len(caller.inner)]
         if twin and twin.module is not m: twin = None
         if caller.module in self.in_a_row: call.source = (len(caller.inner),)
-        if caller.module in self.searched: call.source = self.find(caller.values, call.x, twin and twin.source)
+        if caller.module in self.searched:
+            call.source = self.find(caller.values, call.x, twin and twin.source)
         self.stack.append((call, twin))
         return self.begin_search(call, args, kwargs) if m in self.searched else None
 
@@ -337,7 +358,8 @@ def confirmed_calls(
     model: nn.Module,
     x: Tensor, # inputs [N, C, H, W]; the first is used
 ) -> Call:     # the model's own call
-    "The calls of a forward pass, and what each was given: found with random inputs, confirmed with others and with x."
+    """The calls of a forward pass, and what each was given: found with random inputs, confirmed with
+    others and with x."""
     with frozen(model):
         found, one = None, one_input(model, x)
         if any(map(must_search, model.modules())):
@@ -358,21 +380,24 @@ def is_matrix(name: str, p: Tensor) -> bool:
 
 def left_out(model: nn.Module, x: Tensor, calls: list[Call]) -> list[str]:
     "Names of the weight matrices that reach the logits but belong to none of these calls."
-    known = [c.module for c in calls] + [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm, nn.Embedding))]
+    known = [c.module for c in calls] + [m for m in model.modules()
+                                         if isinstance(m, (nn.LayerNorm, nn.RMSNorm, nn.Embedding))]
     held = {id(p) for m in known for p in m.parameters()}
     others = {name: p for name, p in model.named_parameters() if is_matrix(name, p) and id(p) not in held}
     if not others: return []
     with frozen(model):
         for p in others.values(): p.requires_grad_()
         total = logits_of(model, one_input(model, x)).sum()
-        used = torch.autograd.grad(total, list(others.values()), allow_unused=True) if total.requires_grad else ()
+        used = torch.autograd.grad(total, list(others.values()),
+                                   allow_unused=True) if total.requires_grad else ()
         return [name for name, g in zip(others, used) if g is not None]
 
 # %% ../nbs/12_bounds.ipynb #bounds-82
 def kernel_norms(call: Call) -> dict: # reshaped, frobenius
     "Norms of a layer's kernel; NaN where it is not its `weight` that acts."
     layer, kind = call.module, kind_of(call.module, KERNELS)
-    if not untouched(layer, kind) and not acts_like(layer, kind, call.x): return dict(reshaped=nan, frobenius=nan)
+    if not untouched(layer, kind) and not acts_like(layer, kind, call.x):
+        return dict(reshaped=nan, frobenius=nan)
     reshaped = call.norm if kind is nn.Linear else matrix_norm(layer.weight)
     return dict(reshaped=reshaped, frobenius=layer.weight.norm().item())
 
@@ -386,28 +411,34 @@ def call_names(calls: list[Call]) -> Iterator[str]:
 def layer_norms(
     model: nn.Module,
     x: Tensor,         # inputs [N, C, H, W]; the first gives the sizes
-) -> pd.DataFrame:     # a row per call of a layer: operator; reshaped, frobenius (NaN where its `weight` is not what acts)
-    """Operator norm of each layer as it acts, of its kernel reshaped to a matrix, and the kernel's Frobenius norm. `ValueError`
-    for a layer that is not linear, or whose norm would be missing."""
+) -> pd.DataFrame: # a row per call of a layer: operator; reshaped, frobenius (NaN where its `weight` is not
+    # what acts)
+    """Operator norm of each layer as it acts, of its kernel reshaped to a matrix, and the kernel's Frobenius
+    norm. `ValueError` for a layer that is not linear, or whose norm would be missing."""
     model = original(model)
     calls = list(weighted(forward_calls(model, x)))
     for name in left_out(model, x, calls):
-        raise ValueError(f'{name} is used, but by no Linear or convolution that is called as a module: its norm would be missing')
-    if not calls: raise ValueError('no Linear or convolution of this model is called as a module, so it has no layer norms')
-    with frozen(model): rows = {name: dict(operator=c.norm) | kernel_norms(c) for name, c in zip(call_names(calls), calls)}
+        raise ValueError(f'{name} is used, but by no Linear or convolution that is called as a module: its '
+                         'norm would be missing')
+    if not calls:
+        raise ValueError('no Linear or convolution of this model is called as a module, so it has no layer '
+                         'norms')
+    with frozen(model):
+        rows = {name: dict(operator=c.norm) | kernel_norms(c) for name, c in zip(call_names(calls), calls)}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/12_bounds.ipynb #bounds-23
 def lipschitz(module: nn.Module, call: Call) -> float:
-    """Upper bound on a module's Lipschitz constant; `@lipschitz.register(kind)` adds a rule. `ValueError` if there is none, or the
-    module does not act like the class whose rule it is."""
+    """Upper bound on a module's Lipschitz constant; `@lipschitz.register(kind)` adds a rule. `ValueError` if
+    there is none, or the module does not act like the class whose rule it is."""
     kind = kind_of(module, RULES)
     if kind is None: return follow(call)
     if module.training or not call.alone:
         why = 'stays in training mode after eval()' if module.training else 'was given more than one tensor'
         raise ValueError(f'{described_module(call)} {why}: the rule of {kind.__name__} does not hold')
     if kind not in LINEAR and not untouched(module, kind) and not acts_like(module, kind, call.x):
-        raise ValueError(f'{described_module(call)} does not act like {kind.__name__}, of which it is derived (or has hooks): '
+        raise ValueError(f'{described_module(call)} does not act like {kind.__name__}, of which it is '
+                         'derived (or has hooks): '
                          + how_to_register(call))
     return RULES[kind](module, call)
 
@@ -439,7 +470,8 @@ def constants(call: Call) -> list[float]:
     return found
 
 def follow(call: Call) -> float:
-    "Bound of a module that only calls others, gives them its values or sums of two, and uses what each returns."
+    """Bound of a module that only calls others, gives them its values or sums of two, and uses what each
+    returns."""
     found, labels = constants(call), (call.result, *(c.source for c in call.inner))
     lost = set(range(1, len(found))) - {i for label in labels for i in label}
     if not call.result or any(found[i] for i in lost): raise no_rule(call)
@@ -447,7 +479,8 @@ def follow(call: Call) -> float:
 
 def no_rule(call: Call) -> ValueError:
     "The error for a module whose constant is not known."
-    does = 'does more than run its modules and add two of their outputs' if call.inner else 'has no known bound'
+    does = ('does more than run its modules and add two of their outputs'
+            if call.inner else 'has no known bound')
     return ValueError(f'{described_module(call)} {does}: {how_to_register(call)}')
 
 # %% ../nbs/12_bounds.ipynb #bounds-98
@@ -455,9 +488,11 @@ BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 FUSE = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
 
 def fold(before: Call | None, call: Call) -> Call:
-    "A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same; any other call as it is."
+    """A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same; any
+    other call as it is."""
     layer, last, kind = before and before.module, call.module, kind_of(call.module, BATCH_NORMS)
-    if type(layer) not in FUSE or kind is None or len(call.source) > 1 or last.running_var is None: return call
+    if type(layer) not in FUSE or kind is None or len(call.source) > 1 or last.running_var is None:
+        return call
     if not (untouched(layer, type(layer)) and untouched(last, kind)): return call
     fused = FUSE[type(layer)](layer, last)
     with torch.no_grad(): out, want = fused(before.x), last(call.x)
@@ -465,7 +500,8 @@ def fold(before: Call | None, call: Call) -> Call:
     return replace(before, module=fused) if same else call
 
 # %% ../nbs/12_bounds.ipynb #bounds-25
-UNIT = nn.ReLU, nn.ReLU6, nn.Tanh, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
+UNIT = (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+        nn.Dropout3d)
 
 def _max_pool(module, call):
     sizes = module.kernel_size, module.stride, module.dilation
@@ -474,7 +510,8 @@ def _max_pool(module, call):
 
 def _batch_norm(module, call):
     if module.running_var is None:
-        raise ValueError(f'{described_module(call)} has no running statistics, so what it does to a sample depends on the whole batch: '
+        raise ValueError(f'{described_module(call)} has no running statistics, so what it does to a sample '
+                         'depends on the whole batch: '
                          'it has no constant. Build it with track_running_stats=True')
     gain = (module.running_var.double() + module.eps).rsqrt()
     return (gain if module.weight is None else gain * module.weight).abs().max().item()
@@ -486,12 +523,14 @@ RULES |= {nn.MaxPool2d: _max_pool} | dict.fromkeys(BATCH_NORMS, _batch_norm)
 def upper_bounds(
     model: nn.Module,
     x: Tensor,           # inputs [N, C, H, W]; the first gives the sizes
-) -> dict[str, float]:   # valid, paper_operator, paper_reshaped; NaN for a product with a layer whose norm is not known
-    """Upper bounds on the Lipschitz constant of the logits: `valid`, and paper B's eq. 2 in two readings, which need not be bounds.
-    `ValueError` names a module that has no known bound."""
+) -> dict[str, float]: # valid, paper_operator, paper_reshaped; NaN for a product with a layer whose norm is
+    # not known
+    """Upper bounds on the Lipschitz constant of the logits: `valid`, and paper B's eq. 2 in two readings,
+    which need not be bounds. `ValueError` names a module that has no known bound."""
     model = original(model)
     root = confirmed_calls(model, x)
-    if not root.source: raise ValueError('a hook changes the input of the model: remove it, or make it the first module')
+    if not root.source:
+        raise ValueError('a hook changes the input of the model: remove it, or make it the first module')
     layers = list(weighted(root))
     with frozen(model):
         valid, start = lipschitz(model, root), nan if left_out(model, x, layers) else 1
@@ -504,7 +543,8 @@ def known_norm(call: Call) -> float:
     except ValueError: return nan
 
 # %% ../nbs/12_bounds.ipynb #bounds-40
-HOOKS = WeightNorm, SpectralNorm, prune.BasePruningMethod # compute a weight from other tensors before each call
+# compute a weight from other tensors before each call
+HOOKS = WeightNorm, SpectralNorm, prune.BasePruningMethod
 
 def made_of(model: nn.Module) -> dict[str, str]: # name in the state dict → name of the weight
     "Of which tensors the weights are computed that are normalized, parametrized or pruned."
@@ -522,7 +562,8 @@ def made_of(model: nn.Module) -> dict[str, str]: # name in the state dict → na
 def computed(model: nn.Module, state: dict, names) -> dict[str, Tensor]:
     "These weights as the model computes them from a state dict. The model itself is left as it is."
     history = {id(t): t.detach() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)}
-    twin = copy.deepcopy(model, history).eval() # deepcopy cannot copy a tensor with a history, so it is given another
+    # deepcopy cannot copy a tensor with a history, so it is given another
+    twin = copy.deepcopy(model, history).eval()
     try: twin.load_state_dict(state, strict=False)
     except RuntimeError as e: raise ValueError(f'init is not of the same network: {e}') from None
     for m in twin.modules():
@@ -535,9 +576,11 @@ def distance_from_init(
     model: nn.Module,          # trained network
     init: dict[str, Tensor],   # the state dict it started from
 ) -> dict[str, float]:         # layer name to relative distance, dimensionless; infinite from a start at zero
-    "Relative Frobenius distance of each weight matrix or kernel from its start (paper B). `KeyError` if `init` lacks a layer."
+    """Relative Frobenius distance of each weight matrix or kernel from its start (paper B). `KeyError` if
+    `init` lacks a layer."""
     model, prefix = inside(model)
-    init, now, parts = {k.removeprefix(prefix): v for k, v in init.items()}, model.state_dict(), made_of(model)
+    init, now, parts = {k.removeprefix(prefix): v
+                        for k, v in init.items()}, model.state_dict(), made_of(model)
     lacking = [k for k in now if k in parts and parts[k] not in init and k not in init]
     if lacking: raise KeyError(lacking[0])
     names = weight_names(model, now, parts)
@@ -547,14 +590,17 @@ def distance_from_init(
             for name in names if is_matrix(name, now[name])}
 
 def weight_names(model: nn.Module, state: dict, parts: dict) -> list[str]:
-    "Names of the parameters and buffers that may be weights, in order; one for all the tensors that a weight is computed from."
+    """Names of the parameters and buffers that may be weights, in order; one for all the tensors that a
+    weight is computed from."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return list(dict.fromkeys(parts.get(k, k) for k in state if k in parts or k in parameters or k.endswith('weight')))
+    return (list(dict.fromkeys(parts.get(k, k)
+                               for k in state if k in parts or k in parameters or k.endswith('weight'))))
 
 def relative_distance(name: str, now: Tensor, start: Tensor) -> float:
     "‖now - start‖ / ‖start‖, 0 for a weight that has not moved; `ValueError` for tensors of two sizes."
     if now.shape != start.shape:
-        raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the same network')
+        raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the '
+                         'same network')
     now, start = now.double().cpu(), start.double().cpu()
     moved = (now - start).norm()
     return (moved / start.norm()).item() if moved else 0. # a weight may still be at zero, where it started

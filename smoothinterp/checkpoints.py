@@ -65,7 +65,9 @@ def committed_studies() -> list[str]:
     "Names of the studies with committed files, in the order of `STUDIES`."
     return [name for name, study in STUDIES.items() if manifest(study)['files']]
 
-def manifest(study: Study) -> dict: # files: name → SHA-256; initial: run → fingerprint of its initial weights
+def manifest(
+    study: Study,
+) -> dict: # files: name → SHA-256; initial: run → fingerprint of its initial weights
     "Manifest of a study's checkpoint files (empty if none)."
     path = committed_folder(study)/'manifest.json'
     return read_json(path) if path.exists() else dict(files={}, initial={})

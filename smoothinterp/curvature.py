@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .affine import confirm_second_derivative, curved_in, in_double
-from .batches import (Scripted, batched, confirm_independent, default_batch, frozen, logits_of, stream, to_model,
-                                  twice_differentiable, validate_inputs, validated_batch, validated_model)
+from .batches import (Scripted, batched, confirm_independent, default_batch, frozen, logits_of,
+                                  stream, to_model, twice_differentiable, validate_inputs, validated_batch,
+                                  validated_model)
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
                                     other_parameters, patches, positions, recorded, with_total)
 from .measures import sample_loss, softmax_root
@@ -43,14 +44,20 @@ def estimate(values: Tensor) -> Estimate: # values: independent ones [N], of sam
 class NoClosedForm(ValueError):
     "The trace of the Hessian has no closed form for this network."
 
-def confirm_closed_form(model: nn.Module, layers: dict, logits: Tensor, nodes: dict) -> None: # nodes: layer → node of the logits' graph
-    "`NoClosedForm` unless every parameter is in one of the layers, and the logits are piecewise affine in what each layer returns."
+def confirm_closed_form(
+    model: nn.Module, layers: dict, logits: Tensor, nodes: dict,
+) -> None: # nodes: layer → node of the logits' graph
+    """`NoClosedForm` unless every parameter is in one of the layers, and the logits are piecewise affine
+    in what each layer returns."""
     outside = other_parameters(model, {name: layers[name] for name in nodes})
     curved = [] if outside else curved_in(logits, {node: name for name, node in nodes.items()})
     if not outside and not curved: return
-    why = f'it is not piecewise affine in {", ".join(sorted(curved))}' if curved else f'no such layer has {", ".join(outside[:3])}'
-    raise NoClosedForm('the trace has a closed form only for networks that are piecewise affine in each of their linear layers, convolutions '
-                       f'and BatchNorms, which are called once and have all parameters ({why}). Estimate it with hutchinson_trace')
+    why = (f'it is not piecewise affine in {", ".join(sorted(curved))}'
+           if curved else f'no such layer has {", ".join(outside[:3])}')
+    raise NoClosedForm('the trace has a closed form only for networks that are piecewise affine in each of '
+                       'their linear layers, convolutions '
+                       f'and BatchNorms, which are called once and have all parameters ({why}). Estimate it '
+                       'with hutchinson_trace')
 
 def closed_form_layers(
     model: nn.Module,
@@ -86,7 +93,8 @@ def _exact_trace(model, x, y, *, layers):
 def _confirmed(model, x, v, layers, back): # what `back` finds, with every layer confirmed on the last sample
     found = confirmed_on_last(model, x, v, layers, back(v))
     if len(found) == len(layers): return found
-    raise NoClosedForm(f'{", ".join(layers.keys() - found.keys())} mixes samples in one of the batches, so the trace has no closed '
+    raise NoClosedForm(f'{", ".join(layers.keys() - found.keys())} mixes samples in one of the batches, so '
+                       'the trace has no closed '
                        'form there. Estimate it with hutchinson_trace')
 
 def exact_trace(
@@ -95,7 +103,8 @@ def exact_trace(
     y: Tensor,          # labels [N]; the trace does not depend on them
     **kw,               # batch, progress
 ) -> dict[str, Tensor]: # layer → float64 [N], and `total`
-    "Trace of each sample's loss Hessian, exact. `NoClosedForm`, a ValueError, for other than piecewise linear networks. Cost: 7 train steps."
+    """Trace of each sample's loss Hessian, exact. `NoClosedForm`, a ValueError, for other than piecewise
+    linear networks. Cost: 7 train steps."""
     model = validated_model(model)
     validate_inputs(x, y)
     return _exact_trace(model, x, y, layers=linear_layers(model, x), **kw)
@@ -136,13 +145,18 @@ def gradient_graph(model, x, y) -> list[Tensor]: # of a `differentiable` model, 
 def graph_hvp(gradients: list, parameters: list, v: list) -> list[Tensor]: # one per parameter
     "Derivative along v of a gradient that has a graph. `ValueError` where PyTorch has no second derivative."
     live = [i for i, g in enumerate(gradients) if g.requires_grad]
-    try: return torch.autograd.grad([gradients[i] for i in live], parameters, [v[i] for i in live], retain_graph=True, materialize_grads=True)
+    try:
+        return torch.autograd.grad([gradients[i] for i in live], parameters, [v[i] for i in live],
+                                   retain_graph=True, materialize_grads=True)
     except torch.OutOfMemoryError: raise
     except RuntimeError as e: raise ValueError(f'the model cannot be differentiated twice: {e}') from e
 
 def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: input of one sample [1, C, H, W]
-    "`ValueError` if PyTorch's second derivative of the model by its parameters is not that of finite differences."
-    if isinstance(model, Scripted): raise ValueError('a TorchScript module has no second derivatives: pass the module that it was made from')
+    """`ValueError` if PyTorch's second derivative of the model by its parameters is not that of finite
+    differences."""
+    if isinstance(model, Scripted):
+        raise ValueError('a TorchScript module has no second derivatives: pass the module that it was made '
+                         'from')
     model, x = in_double(copy.deepcopy(model), x)
     with differentiable(model) as named, twice_differentiable():
         parameters = list(named.values())
@@ -151,9 +165,11 @@ def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: inp
         u = torch.randn(len(start), generator=torch.Generator().manual_seed(0)).to(start)
         def gradients(**kw):
             logits = logits_of(model, x)
-            return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), parameters, materialize_grads=True, **kw)
+            return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), parameters,
+                                       materialize_grads=True, **kw)
         def at(point):
-            for p, part in zip(parameters, point.split([p.numel() for p in parameters])): p.data.copy_(part.view_as(p))
+            for p, part in zip(parameters, point.split([p.numel() for p in parameters])):
+                p.data.copy_(part.view_as(p))
             return flat(gradients())
         along_u = [part.view_as(p) for part, p in zip(u.split([p.numel() for p in parameters]), parameters)]
         product = flat(graph_hvp(gradients(create_graph=True), parameters, along_u))
@@ -194,14 +210,16 @@ def hutchinson_trace(
     batch: int | None = None, # samples at a time
     progress: bool = False,
 ) -> dict:                    # layer → float64 [draws], and `total`
-    "Trace of the mean loss's Hessian, one unbiased value per draw (Hutchinson), for any network. Cost: 1.7 train steps per draw."
+    """Trace of the mean loss's Hessian, one unbiased value per draw (Hutchinson), for any network. Cost:
+    1.7 train steps per draw."""
     model = validated_model(model)
     validate_inputs(x, y)
     if draws < 1: raise ValueError(f'draws must be at least 1, not {draws}')
     options = dict(draws=draws, rng=torch.Generator().manual_seed(seed))
     with differentiable(model) as named, twice_differentiable():
         for one in (x[:1], x[-1:]): confirm_parameter_derivatives(model, to_model(model, one))
-        total = sum(stream(_probes, model, (x, y), validated_batch(batch) or default_batch(model, x), progress, options)) / len(x)
+        total = (sum(stream(_probes, model, (x, y), validated_batch(batch) or default_batch(model, x),
+                            progress, options)) / len(x))
         return with_total(by_layer(dict(zip(named, total.T.cpu()))))
 
 def _probes(model, x, y, draws, rng): # float64 [draws, parameters]
@@ -219,7 +237,8 @@ def hessian_trace(
     draws: int = 100,   # random probes, for a network without the closed form
     seed: int = 0,      # of the probes
     **kw,               # batch, progress
-) -> dict[str, Estimate]: # layer → estimate, and `total`; the error is over samples (closed form) or draws (Hutchinson)
+) -> dict[str, Estimate]: # layer → estimate, and `total`; the error is over samples (closed form) or draws
+    # (Hutchinson)
     "Trace of the mean loss's Hessian, layer by layer, with its standard error (paper B, 'mean curvature')."
     try: values = exact_trace(model, x, y, **kw)
     except NoClosedForm: values = hutchinson_trace(model, x, y, draws, seed, **kw)
@@ -229,7 +248,8 @@ def hessian_trace(
 class Eigenvalues(NamedTuple):
     "Eigenvalues in descending order, with their errors."
     values: Tensor    # float64 [k]
-    errors: Tensor    # float64 [k]: the smaller of residual and residual² / gap, with the gap to the other estimates
+    # float64 [k]: the smaller of residual and residual² / gap, with the gap to the other estimates
+    errors: Tensor
     residuals: Tensor # float64 [k]: ‖Hv - λv‖, within which an eigenvalue lies for certain
     products: int     # Hessian-vector products used
 
@@ -244,7 +264,8 @@ def lanczos(
     tolerance: float = 1e-4, # relative error to reach
     max_iter: int = 200,     # products
 ) -> Eigenvalues:
-    "Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization; ends at `tolerance` or `max_iter`."
+    """Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization; ends at
+    `tolerance` or `max_iter`."""
     Q, diagonal, off_diagonal, rounding = start[None] / start.norm(), [], [], torch.finfo(start.dtype).eps
     while True:
         w = product(Q[-1])
@@ -261,7 +282,8 @@ def lanczos(
 def ritz(diagonal: list, off_diagonal: list, k: int, rounding: float) -> Eigenvalues:
     "The k largest eigenvalues of Lanczos' tridiagonal matrix, and what is known of their errors."
     off = torch.tensor(off_diagonal[:-1], dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off.diag(1) + off.diag(-1))
+    values, vectors = (torch.linalg.eigh(torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off.diag(1)
+                                         + off.diag(-1)))
     gaps = (values[:, None] - values).abs().fill_diagonal_(torch.inf).amin(1)
     floor = rounding * values.abs().max()
     residuals = off_diagonal[-1] * vectors[-1].abs() + floor
@@ -280,7 +302,8 @@ def top_eigenvalues(
     seed: int = 0,           # of the start
     **kw,                    # batch, keep
 ) -> Eigenvalues:
-    "Largest eigenvalues of the mean loss's Hessian, with error bars (paper B, 'maximum curvature'). Cost: 1.7 train steps per product."
+    """Largest eigenvalues of the mean loss's Hessian, with error bars (paper B, 'maximum curvature').
+    Cost: 1.7 train steps per product."""
     model = validated_model(model)
     size = sum(p.numel() for p in model.parameters())
     if not 1 <= k <= size: raise ValueError(f'k must lie in 1..{size}, the number of parameters, not {k}')
@@ -293,11 +316,13 @@ def gauss_newton_gram(
     model: nn.Module,
     x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000
 ) -> Tensor:          # float64 [N (C-1), N (C-1)]
-    "Inner products of the columns J_nᵀ R_j / √N, whose eigenvalues are those of the mean Gauss-Newton matrix but for zeros."
+    """Inner products of the columns J_nᵀ R_j / √N, whose eigenvalues are those of the mean Gauss-Newton
+    matrix but for zeros."""
     model = validated_model(model)
     validate_inputs(x)
     with frozen(model): exact, first = in_double(copy.deepcopy(model), to_model(model, x[:1]))
-    if first.dtype != torch.float64: raise ValueError('the model does not run in double precision, which small eigenvalues need')
+    if first.dtype != torch.float64:
+        raise ValueError('the model does not run in double precision, which small eigenvalues need')
     with frozen(exact): return _gram_of_columns(exact, to_model(exact, x), linear_layers(exact, x))
 
 def _gram_of_columns(model, x, layers):
@@ -305,10 +330,13 @@ def _gram_of_columns(model, x, layers):
     confirm_independent(model, x[-1:], logits[-1:].detach())
     columns, scale = curvature_columns(logits.detach())
     if len(x) * len(columns) > 5000:
-        raise ValueError(f'{len(x)} samples are too many for a dense Gram matrix; take at most {5000 // len(columns)}')
-    layers = {name: layers[name] for name in confirmed_on_last(model, x, columns[0], layers, back(columns[0]))}
+        raise ValueError(f'{len(x)} samples are too many for a dense Gram matrix; take at most '
+                         f'{5000 // len(columns)}')
+    layers = {name: layers[name] for name in confirmed_on_last(model, x, columns[0], layers,
+                                                               back(columns[0]))}
     columns = columns * scale[:, None]
-    blocks = [*_layer_blocks(model, x, layers, columns), other_rows(model, x, columns.transpose(0, 1), other_parameters(model, layers))]
+    blocks = [*_layer_blocks(model, x, layers, columns),
+              other_rows(model, x, columns.transpose(0, 1), other_parameters(model, layers))]
     return sum(rows @ rows.T for block in blocks for rows in block) / len(x)
 
 def _layer_blocks(model, x, layers, columns): # one per layer
@@ -316,16 +344,20 @@ def _layer_blocks(model, x, layers, columns): # one per layer
     with recorded(layers) as calls: logits = logits_of(model, x)
     edges = [calls[name][0][1] for name in layers]
     deltas = [torch.autograd.grad(logits, edges, v, retain_graph=True) for v in columns]
-    return [layer_rows(layer, calls[name][0][0], torch.stack(d, 1)) for (name, layer), *d in zip(layers.items(), *deltas)]
+    return [layer_rows(layer, calls[name][0][0], torch.stack(d, 1))
+            for (name, layer), *d in zip(layers.items(), *deltas)]
 
 # %% ../nbs/11_curvature.ipynb #curvatur-69b
-def layer_rows(layer, a, D): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]
+def layer_rows(
+    layer, a, D,
+): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]
     "Per-sample gradients of a layer's parameters, 16 outputs at a time."
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)[:, None]
         yield from ((v.flatten(3).sum(3) if v.ndim > 3 else v).flatten(0, 1) for v in (D * normalised, D))
         return
-    A, P = patches(layer, a), positions(layer, D.flatten(0, 1)).unflatten(0, D.shape[:2]) # [N, g, T, K], [N, J, g, T, O]
+    # [N, g, T, K], [N, J, g, T, O]
+    A, P = patches(layer, a), positions(layer, D.flatten(0, 1)).unflatten(0, D.shape[:2])
     for part in P.permute(0, 2, 1, 4, 3).split(16, 3): # [N, g, J, o, T]
         yield (part.flatten(2, 3) @ A).unflatten(2, part.shape[2:4]).transpose(1, 2).flatten(2).flatten(0, 1)
     if layer.bias is not None: yield P.sum(3).flatten(2).flatten(0, 1)
@@ -336,14 +368,16 @@ def other_rows(model, x, v, names: list[str]): # v [N, J, C]; yields [N J, param
     with differentiable(model) as named:
         logits = [logits_of(model, x[i:i + 1])[0] for i in range(len(x))]
         for p in (named[name] for name in names):
-            yield torch.stack([torch.autograd.grad(z @ u, p, retain_graph=True, materialize_grads=True)[0].flatten()
+            yield torch.stack([torch.autograd.grad(z @ u, p, retain_graph=True,
+                                                   materialize_grads=True)[0].flatten()
                                for z, us in zip(logits, v) for u in us])
 
 def smallest_eigenvalue(
     model: nn.Module,
     x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000
 ) -> Estimate:        # the error is the rounding error of the decomposition, a bound
-    "Smallest non-zero eigenvalue of the mean Gauss-Newton matrix (paper B, λ_r): the smallest that rounding cannot hide."
+    """Smallest non-zero eigenvalue of the mean Gauss-Newton matrix (paper B, λ_r): the smallest that
+    rounding cannot hide."""
     values = torch.linalg.eigvalsh(gauss_newton_gram(model, x))
     error = len(values) * torch.finfo(values.dtype).eps * values[-1].item()
     return Estimate(values[values > error].min().item() if values[-1] > 0 else 0., error)

@@ -31,7 +31,9 @@ def styled():
     "Within: pictures are drawn in the style of this project."
     with plt.style.context('smoothinterp.paper'): yield
 
-def panels(rows: int, columns: int, height: float = 1.75) -> tuple[Figure, np.ndarray]: # height of a row, inches
+def panels(
+    rows: int, columns: int, height: float = 1.75,
+) -> tuple[Figure, np.ndarray]: # height of a row, inches
     "A figure of a text column's width and its axes [rows, columns], lettered (a), (b), ..."
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False)
     for i, ax in enumerate(axes.flat):
@@ -48,25 +50,35 @@ def ordered(values, palette: str = 'viridis') -> dict: # value → colour
     values = sorted(values)
     return {v: plt.get_cmap(palette)(i / max(len(values), 2) * .95) for i, v in enumerate(values)}
 
-LABELS = dict(accuracy='accuracy', cross_entropy='cross-entropy', loss_jacobian='Jacobian norm', tangent_hessian='tangent Hessian',
-              tangent_smooth='smooth part', tangent_kink='kink part', error='error', loss='loss', logit_operator='Lipschitz constant',
-              hessian_trace='trace of the Hessian', hessian_lambda_max='largest eigenvalue', hessian_lambda_r='smallest eigenvalue')
+LABELS = dict(accuracy='accuracy', cross_entropy='cross-entropy', loss_jacobian='Jacobian norm',
+              tangent_hessian='tangent Hessian',
+              tangent_smooth='smooth part', tangent_kink='kink part', error='error', loss='loss',
+              logit_operator='Lipschitz constant',
+              hessian_trace='trace of the Hessian', hessian_lambda_max='largest eigenvalue',
+              hessian_lambda_r='smallest eigenvalue')
 
 # %% ../nbs/22_figures.ipynb #figures-10
-def seed_values(df: pd.DataFrame, measure: str, column: str = 'mean', **where) -> pd.DataFrame: # rows: of `where`; width, seed, epoch, value
-    "The numbers of one measure, one row per width, seed and epoch. `ValueError` if the conditions leave several."
+def seed_values(
+    df: pd.DataFrame, measure: str, column: str = 'mean', **where,
+) -> pd.DataFrame: # rows: of `where`; width, seed, epoch, value
+    """The numbers of one measure, one row per width, seed and epoch. `ValueError` if the conditions leave
+    several."""
     rows = df[df['measure'] == measure]
     for name, value in where.items(): rows = rows[rows[name] == value]
     if rows.duplicated(['width', 'seed', 'epoch']).any():
-        raise ValueError(f'several numbers of {measure} per width, seed and epoch: say which split, subset, path and volume')
+        raise ValueError(f'several numbers of {measure} per width, seed and epoch: say which split, subset, '
+                         'path and volume')
     return rows[['width', 'seed', 'epoch']].assign(value=rows[column])
 
-def draw_curve(ax, rows: pd.DataFrame, color, label: str | None = None, x: str = 'width', **style) -> None: # rows: of `seed_values`
+def draw_curve(
+    ax, rows: pd.DataFrame, color, label: str | None = None, x: str = 'width', **style,
+) -> None: # rows: of `seed_values`
     "Mean over seeds, and a band from the lowest to the highest."
     by = rows.groupby(x)['value']
     mean = by.mean()
     ax.plot(mean.index, mean, **dict(color=color, label=label, marker='.') | style)
-    if rows['seed'].nunique() > 1: ax.fill_between(mean.index, by.min(), by.max(), color=color, alpha=.15, lw=0)
+    if rows['seed'].nunique() > 1:
+        ax.fill_between(mean.index, by.min(), by.max(), color=color, alpha=.15, lw=0)
 
 def seeds_note(df: pd.DataFrame) -> str:
     "What the curves and bands of a frame are."
@@ -107,7 +119,9 @@ def mark_width(ax, width: float, df: pd.DataFrame) -> None:
     "A red line at a width that was asked for, if it is in the frame."
     if width and width in set(df['width']): ax.axvline(width, c='tab:red', lw=.8, alpha=.6, zorder=0)
 
-def over_width(ax, df: pd.DataFrame, curves: dict[str, tuple], width: float = 0, **style) -> None: # curves: label → (color, rows of `seed_values`)
+def over_width(
+    ax, df: pd.DataFrame, curves: dict[str, tuple], width: float = 0, **style,
+) -> None: # curves: label → (color, rows of `seed_values`)
     "Curves over base width, with the threshold and a marked width."
     for label, (color, rows) in curves.items(): draw_curve(ax, rows, color, label, **style)
     width_axis(ax, df['width'].unique())
@@ -121,7 +135,8 @@ def volume_curves(df: pd.DataFrame, measure: str, subset: str) -> dict[str, tupl
     "A curve for each volume of a measure over a subset of the training points."
     rows = df[(df['measure'] == measure) & (df['path'] != 'none')]
     named = lambda volume: '0 (the point)' if volume == 0 else f'{volume}'
-    return {named(v): (color, seed_values(rows, measure, subset=subset, volume=v)) for v, color in ordered(rows['volume'].unique()).items()}
+    return {named(v): (color, seed_values(rows, measure, subset=subset, volume=v))
+            for v, color in ordered(rows['volume'].unique()).items()}
 
 def sharpness_panels(
     df: pd.DataFrame,        # tidy: results of one study
@@ -137,7 +152,8 @@ def sharpness_panels(
                 over_width(ax, df, volume_curves(df, measure, subset), width)
                 ax.set_ylabel(LABELS[measure] if len(subsets) == 1 else f'{LABELS[measure]}, {subset}')
         if 'accuracy' in measures: _test_accuracy(axes[0, list(measures).index('accuracy')], df)
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), title='augmentations\nper path', loc='outside right center')
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), title='augmentations\nper path',
+                   loc='outside right center')
         write_notes(fig, df)
     return fig
 
@@ -146,7 +162,9 @@ def _test_accuracy(ax, df):
     draw_curve(ax, rows, '.5', 'test images', ls='--', marker='')
 
 # %% ../nbs/22_figures.ipynb #figures-20
-def over_epoch(ax, df: pd.DataFrame, measure: str, widths, column: str = 'mean', **where) -> None: # df: tidy, of `over_epochs`
+def over_epoch(
+    ax, df: pd.DataFrame, measure: str, widths, column: str = 'mean', **where,
+) -> None: # df: tidy, of `over_epochs`
     "A curve for each of some widths over the epochs."
     for w, color in ordered(widths, 'plasma').items():
         rows = seed_values(df[df['width'] == w], measure, column, **where).dropna()
@@ -156,19 +174,26 @@ def over_epoch(ax, df: pd.DataFrame, measure: str, widths, column: str = 'mean',
 
 # %% ../nbs/22_figures.ipynb #figures-24
 def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # rows down, widths across
-    "A table as a heat map with its color bar. Values at or below 0 are left blank where colors are logarithmic."
+    """A table as a heat map with its color bar. Values at or below 0 are left blank where colors are
+    logarithmic."""
     values = table.where(table > 0) if log else table
-    mesh = ax.pcolormesh(np.arange(table.shape[1] + 1), np.arange(table.shape[0] + 1), np.ma.masked_invalid(values.to_numpy(float)),
+    mesh = ax.pcolormesh(np.arange(table.shape[1] + 1), np.arange(table.shape[0] + 1),
+                         np.ma.masked_invalid(values.to_numpy(float)),
                          norm=LogNorm() if log else None, rasterized=True)
     ax.figure.colorbar(mesh, ax=ax, label=label, pad=.02)
-    ax.set(xticks=np.arange(table.shape[1]) + .5, xticklabels=[f'{w:g}' for w in table.columns], xlabel='base width $w$')
+    ax.set(xticks=np.arange(table.shape[1]) + .5, xticklabels=[f'{w:g}' for w in table.columns],
+           xlabel='base width $w$')
     step = -(-len(table) // 12)
-    ax.set_yticks(np.arange(len(table))[::step] + .5, [f'{v:g}' if isinstance(v, (int, float)) else v for v in table.index[::step]])
+    ax.set_yticks(np.arange(len(table))[::step] + .5,
+                  [f'{v:g}' if isinstance(v, (int, float)) else v for v in table.index[::step]])
     ax.tick_params(axis='x', labelrotation=90)
     ax.grid(False)
 
-def epoch_table(df: pd.DataFrame, measure: str, column: str = 'mean', **where) -> pd.DataFrame: # epochs down, widths across
-    "Mean over seeds of a measure by width, at the epochs of the longest run. A run that ended keeps its last value."
+def epoch_table(
+    df: pd.DataFrame, measure: str, column: str = 'mean', **where,
+) -> pd.DataFrame: # epochs down, widths across
+    """Mean over seeds of a measure by width, at the epochs of the longest run. A run that ended keeps its
+    last value."""
     rows = seed_values(df, measure, column, **where)
     longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
     grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
@@ -181,7 +206,8 @@ def save_figure(
     name: str,                  # without ending, such as 'fig2-width15'
     folder: Path | None = None, # default: `figures_dir()`
 ) -> list[Path]:                # the picture, its vector form, its numbers
-    "Write a figure and its tidy frame. Each file is whole or not there, and a frame that is the same is left alone."
+    """Write a figure and its tidy frame. Each file is whole or not there, and a frame that is the same is
+    left alone."""
     png, svg, parquet = ((folder or figures_dir())/f'{name}.{ending}' for ending in ('png', 'svg', 'parquet'))
     with styled():
         with atomic(png) as part: fig.savefig(part, format='png', metadata={'Software': None})
@@ -202,7 +228,8 @@ def keep_figure(
     width: float = 0,        # as it was asked for
     default: str = 'digits', # the notebook's own study, which the name does not repeat
 ) -> None:
-    "Save a figure under its notebook's name and whatever differs from its defaults, and print what was saved and from which results."
+    """Save a figure under its notebook's name and whatever differs from its defaults, and print what was
+    saved and from which results."""
     name = run_name(stem, {k: v for k, v in dict(study=study, width=width).items() if v not in (default, 0)})
     for path in save_figure(fig, df, name): print(f'figures/{path.name}')
     print(f'interpolation threshold: {threshold(df)}; results: {df.attrs.get("source", "unknown")}')

@@ -28,14 +28,16 @@ from .measures import cotangent, norm, normalized
 # %% ../nbs/10_gradients.ipynb #curvatur-10
 @contextmanager
 def recorded(layers: dict[str, nn.Module]):
-    "Within: a list per layer, to which each call of it adds its input and the edge of the graph at its output."
+    """Within: a list per layer, to which each call of it adds its input and the edge of the graph at its
+    output."""
     calls = {name: [] for name in layers}
     def record(name, layer, args, kwargs, out):
         out = out if out.requires_grad else out.detach().requires_grad_()
         given = args[0] if args else kwargs.get('input')
         calls[name].append((given.detach() if isinstance(given, Tensor) else None, get_gradient_edge(out)))
         return out.clone() if out.is_leaf else out # a leaf must not be changed in place
-    handles = [layer.register_forward_hook(partial(record, name), with_kwargs=True) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(record, name), with_kwargs=True)
+               for name, layer in layers.items()]
     try: yield calls
     finally:
         for handle in handles: handle.remove()
@@ -44,7 +46,8 @@ def recorded(layers: dict[str, nn.Module]):
 def padded(layer: nn.Conv2d, a: Tensor) -> Tensor: # input [N, C, H, W]
     "The input with the layer's padding around it."
     pad = layer._reversed_padding_repeated_twice
-    return F.pad(a, pad, 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode) if any(pad) else a
+    return F.pad(a, pad, 'constant' if layer.padding_mode == 'zeros'
+                 else layer.padding_mode) if any(pad) else a
 
 def patches(layer: nn.Module, a: Tensor) -> Tensor: # input [N, ...] to [N, groups, T, K]
     "What each output position of a linear layer or convolution is a weighted sum of."
@@ -56,11 +59,15 @@ def patches(layer: nn.Module, a: Tensor) -> Tensor: # input [N, ...] to [N, grou
     view = a.as_strided((N, g, *places, *k, C // g), (n, c * (C // g), *strides, c), a.storage_offset())
     return view.reshape(N, g, places[0] * places[1], -1)
 
-def positions(layer: nn.Module, delta: Tensor) -> Tensor: # output or its gradient [N, ...] to [N, groups, T, outputs]
+def positions(
+    layer: nn.Module, delta: Tensor,
+) -> Tensor: # output or its gradient [N, ...] to [N, groups, T, outputs]
     "The same layout for the layer's output."
     if isinstance(layer, nn.Linear): return delta.reshape(len(delta), 1, -1, delta.shape[-1])
-    if delta.is_contiguous(): return delta.reshape(len(delta), layer.groups, delta.shape[1] // layer.groups, -1).mT # no copy
-    return delta.permute(0, 2, 3, 1).reshape(len(delta), -1, layer.groups, delta.shape[1] // layer.groups).transpose(1, 2)
+    if delta.is_contiguous():
+        return delta.reshape(len(delta), layer.groups, delta.shape[1] // layer.groups, -1).mT # no copy
+    return delta.permute(0, 2, 3, 1).reshape(len(delta), -1, layer.groups,
+                                             delta.shape[1] // layer.groups).transpose(1, 2)
 
 # %% ../nbs/10_gradients.ipynb #curvatur-16
 def squares(
@@ -71,12 +78,15 @@ def squares(
     "The squared norm of a layer's parameter gradient, weight and bias, of each sample."
     if isinstance(layer, nn.modules.batchnorm._BatchNorm): return _scale_squares(layer, a)
     if _gram_is_cheaper(layer, a, passes): return _gram_squares(layer, patches(layer, a))
-    grouped = isinstance(layer, nn.Conv2d) and a.device.type == 'cpu' and (passes == 1 or layer.weight.numel() > 2000)
+    grouped = (isinstance(layer, nn.Conv2d) and a.device.type == 'cpu'
+               and (passes == 1 or layer.weight.numel() > 2000))
     return _grouped_squares(layer, padded(layer, a)) if grouped else _formed_squares(layer, patches(layer, a))
 
 def _gram_is_cheaper(layer, a, passes):
-    O, K = len(layer.weight), layer.weight[0].numel() # one product of matrices costs about as much as two of a convolution
-    T = a[0].numel() // K if isinstance(layer, nn.Linear) else math.prod(a.shape[2:]) // math.prod(layer.stride)
+    # one product of matrices costs about as much as two of a convolution
+    O, K = len(layer.weight), layer.weight[0].numel()
+    T = (a[0].numel() // K if isinstance(layer, nn.Linear)
+         else math.prod(a.shape[2:]) // math.prod(layer.stride))
     return 2 * T * (O / getattr(layer, 'groups', 1) + K / passes) < O * K or T == 1
 
 def _gram_squares(layer, A): # [N, g, T, K]
@@ -92,13 +102,15 @@ def _formed_squares(layer, A): # [N, g, T, K]
         return norm(D.mT @ A)**2 + (norm(D.sum(2))**2 if layer.bias is not None else 0)
     return square
 
-def _grouped_squares(layer, a): # padded; at most 32 samples (more groups are slower) and 2 MB of gradients (to stay in the cache) at a time
+# padded; at most 32 samples (more groups are slower) and 2 MB of gradients (to stay in the cache) at a time
+def _grouped_squares(layer, a):
     shape, one = layer.weight.shape, lambda v: v.reshape(1, -1, *v.shape[2:])
     size = max(1, min(32, 2**19 // layer.weight.numel()))
     inputs = [one(part) for part in a.split(size)]
     def part(a, delta):
         N = len(delta)
-        g = torch.nn.grad.conv2d_weight(a, (N * shape[0], *shape[1:]), one(delta), layer.stride, 0, layer.dilation, N * layer.groups)
+        g = torch.nn.grad.conv2d_weight(a, (N * shape[0], *shape[1:]), one(delta), layer.stride, 0,
+                                        layer.dilation, N * layer.groups)
         return norm(g.view(N, -1))**2 + (norm(delta.flatten(2).sum(2))**2 if layer.bias is not None else 0)
     return lambda delta: torch.cat([part(*pair) for pair in zip(inputs, delta.split(size))])
 
@@ -110,7 +122,8 @@ def _scale_squares(layer, a):
 # %% ../nbs/10_gradients.ipynb #curvatur-21
 @contextmanager
 def differentiable(model: nn.Module):
-    "Within: evaluation mode, all parameters (given as name → parameter) with gradients. After: everything as it was."
+    """Within: evaluation mode, all parameters (given as name → parameter) with gradients. After:
+    everything as it was."""
     with frozen(model):
         for p in model.parameters(): p.requires_grad_()
         named = dict(model.named_parameters())
@@ -120,7 +133,9 @@ def differentiable(model: nn.Module):
 def candidate_layers(model: nn.Module) -> dict[str, nn.Module]:
     "Linear layers, convolutions and BatchNorms whose weight is a parameter of their own."
     kinds = nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm
-    has_formula = lambda m: isinstance(m, kinds) and m._parameters.get('weight') is not None and getattr(m, 'running_mean', 0) is not None
+    def has_formula(m):
+        return (isinstance(m, kinds) and m._parameters.get('weight') is not None
+                and getattr(m, 'running_mean', 0) is not None)
     return {name: m for name, m in model.named_modules() if has_formula(m)}
 
 def called_once(layers: dict, calls: dict, n: int) -> dict: # name → layer
@@ -136,8 +151,10 @@ def true_squares(
     layers: dict[str, nn.Module], # name → layer
     x: Tensor,                    # inputs of a few samples [n, C, H, W]
     v: Tensor,                    # cotangent of their logits [n, classes]
-) -> dict[str, tuple]:            # name → squares float64 [n], their tolerance [n], input [n, ...], output gradient [n, ...]
-    "Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of layers called once."
+) -> dict[str, tuple]: # name → squares float64 [n], their tolerance [n], input [n, ...],
+    # output gradient [n, ...]
+    """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of
+    layers called once."""
     with differentiable(model), recorded(layers) as calls:
         logits = logits_of(model, x)
         ways = Counter(n for node in in_order(logits) for n, _ in node.next_functions)
@@ -156,12 +173,14 @@ def _own(layer): return [p for p in layer._parameters.values() if p is not None]
 def _leads_once(ways, layer): # whether there is one way in the graph to each of the layer's own parameters
     return all(ways[get_gradient_edge(p).node] == 1 for p in _own(layer))
 
-def _sample_gradients(value, edges, layers): # of one sample: gradients at the layers' outputs; float64 squared norms at their parameters
+# of one sample: gradients at the layers' outputs; float64 squared norms at their parameters
+def _sample_gradients(value, edges, layers):
     gradients = torch.autograd.grad(value, edges + sum(map(_own, layers.values()), []), retain_graph=True)
     deltas, rest = gradients[:len(edges)], iter(gradients[len(edges):])
     return deltas, [sum(next(rest).double().square().sum() for _ in _own(layer)) for layer in layers.values()]
 
-def _tolerance(want, layer, a, delta): # 0.1 %, and the rounding of the largest gradient that these norms allow
+# 0.1 %, and the rounding of the largest gradient that these norms allow
+def _tolerance(want, layer, a, delta):
     seen = norm(a)**2 * layer.weight[0, 0].numel() if layer.weight.ndim > 1 else a[0].numel()
     return 1e-3 * want + 1e-6 * (1 + seen) * norm(delta)**2
 
@@ -169,7 +188,8 @@ def linear_layers(
     model: nn.Module,
     x: Tensor,                # inputs [N, C, H, W]; the first three are tried
 ) -> dict[str, nn.Module]:    # name → layer
-    "The layers whose parameter gradients follow from their inputs and output gradients, confirmed on three samples."
+    """The layers whose parameter gradients follow from their inputs and output gradients, confirmed on
+    three samples."""
     model = validated_model(model)
     with frozen(model):
         x, layers = to_model(model, x[:3]), candidate_layers(model)
@@ -186,16 +206,20 @@ def backwards(
     model, x, y,                  # frozen model, inputs [N, C, H, W], labels [N]
     layers: dict[str, nn.Module], # of `linear_layers`
     every: bool = False,          # a backward pass for each of C - 1 cotangents is to come, not one
-) -> tuple[Tensor, dict, Callable]: # logits [N, C] with graph; layer → node of the graph; cotangents [N, C] to layer → float64 [N]
-    "One forward pass, and the backward pass that gives the squared gradient norms of each layer and sample, of those called once."
+) -> tuple[Tensor, dict, Callable]: # logits [N, C] with graph; layer → node of the graph; cotangents [N, C]
+    # to layer → float64 [N]
+    """One forward pass, and the backward pass that gives the squared gradient norms of each layer and
+    sample, of those called once."""
     with recorded(layers) as calls: logits = logits_of(model, x, y)
     layers, passes = called_once(layers, calls, len(x)), logits.shape[1] - 1 if every else 1
     edges = {name: calls[name][0][1] for name in layers}
     square = {name: squares(layer, calls[name][0][0], passes) for name, layer in layers.items()}
     def back(v):
         if not layers: return {}
-        deltas = torch.autograd.grad(logits, list(edges.values()), v.to(logits.dtype), retain_graph=every, allow_unused=True)
-        return {name: f(delta) for (name, f), delta in zip(square.items(), deltas) if delta is not None and len(delta) == len(x)}
+        deltas = torch.autograd.grad(logits, list(edges.values()), v.to(logits.dtype), retain_graph=every,
+                                     allow_unused=True)
+        return {name: f(delta) for (name, f), delta in zip(square.items(), deltas) if delta is not None
+                and len(delta) == len(x)}
     return logits, {name: edge.node for name, edge in edges.items()}, back
 
 def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: layer → float64 [N]
@@ -213,25 +237,30 @@ def other_parameters(model: nn.Module, layers: dict) -> list[str]: # names
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26b
 def other_squares(model, x, v, names: list[str]) -> dict: # layer → float64 [N]
-    "Squared gradient norms of v · logits by any parameters, by `vmap(grad)` where the model allows it, else sample by sample."
+    """Squared gradient norms of v · logits by any parameters, by `vmap(grad)` where the model allows it,
+    else sample by sample."""
     if not names: return {}
     try: return by_layer(_vmapped_squares(model, x, v.to(x.dtype), names))
     except torch.OutOfMemoryError: raise
     except Exception as e:
-        warnings.warn(f'{type(model).__name__} does not run under torch.func.vmap ({type(e).__name__}): its samples are taken one by one')
+        warnings.warn(f'{type(model).__name__} does not run under torch.func.vmap ({type(e).__name__}): its '
+                      'samples are taken one by one')
         return by_layer(_looped_squares(model, x, v.to(x.dtype), names))
 
 def _vmapped_squares(model, x, v, names): # 16 samples at a time
     held = {name: p.detach() for name, p in model.named_parameters() if name in names}
     value = lambda held, x, v: (torch.func.functional_call(model, held, x[None].clone())[0] * v).sum()
-    square = lambda x, v: {k: g.double().square().sum() for k, g in torch.func.grad(value)(held, x, v).items()}
+    square = lambda x, v: {k: g.double().square().sum()
+                           for k, g in torch.func.grad(value)(held, x, v).items()}
     return torch.func.vmap(square, chunk_size=16)(x, v)
 
 def _looped_squares(model, x, v, names):
     with differentiable(model) as named:
         wanted = [named[name] for name in names]
-        gradients = [torch.autograd.grad((logits_of(model, x[i:i + 1]) * v[i]).sum(), wanted, materialize_grads=True) for i in range(len(x))]
-    return {name: torch.stack([g.double().square().sum() for g in gs]) for name, gs in zip(names, zip(*gradients))}
+        gradients = [torch.autograd.grad((logits_of(model, x[i:i + 1]) * v[i]).sum(), wanted,
+                                         materialize_grads=True) for i in range(len(x))]
+    return {name: torch.stack([g.double().square().sum() for g in gs])
+            for name, gs in zip(names, zip(*gradients))}
 
 def by_layer(values: dict) -> dict: # parameter → value, to layer → sum
     "Sum over the parameters of each layer; a parameter of the model itself keeps its name."
@@ -252,10 +281,12 @@ def _gradient_norms(model, x, y, *, layers):
     v, scale = normalized(cotangent(logits.detach(), y))
     found = confirmed_on_last(model, x, v, layers, back(v))
     others = other_squares(model, x, v, other_parameters(model, {name: layers[name] for name in found}))
-    found = {name: found.get(name, 0) + others.get(name, 0) for name in _in_model_order(model, found.keys() | others.keys())}
+    found = {name: found.get(name, 0) + others.get(name, 0)
+             for name in _in_model_order(model, found.keys() | others.keys())}
     return {name: scale[:, 0] * s.clamp_min(0).sqrt() for name, s in with_total(found).items()}
 
-def _in_model_order(model, layers): return [name for name in by_layer({name: 0 for name, _ in model.named_parameters()}) if name in layers]
+def _in_model_order(model, layers):
+    return [name for name in by_layer({name: 0 for name, _ in model.named_parameters()}) if name in layers]
 
 def gradient_norms(
     model: nn.Module,
@@ -263,7 +294,8 @@ def gradient_norms(
     y: Tensor,             # labels [N]
     **kw,                  # batch, progress
 ) -> dict[str, Tensor]:    # layer → float64 [N], and `total`
-    "Norm of each sample's loss gradient by each layer's parameters, weight and bias (paper B, Theorem 2). Cost: 1.5 train steps."
+    """Norm of each sample's loss gradient by each layer's parameters, weight and bias (paper B, Theorem
+    2). Cost: 1.5 train steps."""
     model = validated_model(model)
     validate_inputs(x, y)
     return _gradient_norms(model, x, y, layers=linear_layers(model, x), **kw)

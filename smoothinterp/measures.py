@@ -46,7 +46,8 @@ def cotangent(logits: Tensor, y: Tensor) -> Tensor: # float64 [N, classes]
     return others.scatter(1, y[:, None], -others.sum(1, keepdim=True))
 
 def normalized(v: Tensor) -> tuple[Tensor, Tensor]: # float64 [N, D] to [N, D] and norms [N, 1]
-    "Each vector divided by its norm, and the norms: also for entries whose squares are below the smallest float64."
+    """Each vector divided by its norm, and the norms: also for entries whose squares are below the
+    smallest float64."""
     factor = torch.where(v.abs().amax(1, keepdim=True) < 2.**-500, v.new_tensor(2.**1000), v.new_tensor(1.))
     norms = (v * factor).norm(dim=1, keepdim=True)
     return v * factor / norms.clamp_min(1e-300), norms / factor
@@ -69,8 +70,10 @@ def logit_gradient(
     "Gradient of `v · logits` by the input. `ValueError` if the logits' graph does not reach the input."
     try: return torch.autograd.grad(logits, x, v.to(logits.dtype), retain_graph=retain_graph)[0]
     except RuntimeError as e:
-        if not any(said in str(e) for said in ('does not require grad', 'not have been used in the graph')): raise
-        raise ValueError('the logits are cut off from the input: the model has a detach() or torch.no_grad() on the way') from e
+        if not any(said in str(e) for said in ('does not require grad', 'not have been used in the graph')):
+            raise
+        raise ValueError('the logits are cut off from the input: the model has a detach() or torch.no_grad() '
+                         'on the way') from e
 
 def norm(x: Tensor) -> Tensor: # float64, over all but the first dimension
     "Euclidean norm of each sample."
@@ -101,12 +104,14 @@ def gram(rows: Tensor) -> Tensor: # [C, N, D] to float64 [N, C, C]
 
 @batched
 def logit_jacobian(model, x, y, reshaped: bool = False) -> dict: # each float64 [N]
-    "Norms of the logit Jacobian: `operator`, `frobenius`, `target` (the label's row alone). Cost: C + 1 units."
+    """Norms of the logit Jacobian: `operator`, `frobenius`, `target` (the label's row alone). Cost: C + 1
+    units."""
     logits, rows = logit_rows(model, x, y)
     G = gram(rows)
     diagonal = G.diagonal(dim1=1, dim2=2)
     top = reshaped_norm(rows, x.shape) if reshaped else largest_eigenvalue(G).sqrt()
-    return dict(operator=top, frobenius=diagonal.sum(1).sqrt(), target=diagonal.gather(1, y[:, None])[:, 0].sqrt())
+    return dict(operator=top, frobenius=diagonal.sum(1).sqrt(),
+                target=diagonal.gather(1, y[:, None])[:, 0].sqrt())
 
 # %% ../nbs/08_measures.ipynb #measures-24b
 def largest_eigenvalue(matrices: Tensor) -> Tensor: # [N, n, n] to [N]
@@ -114,7 +119,8 @@ def largest_eigenvalue(matrices: Tensor) -> Tensor: # [N, n, n] to [N]
     return torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
 
 def reshaped_norm(rows: Tensor, shape: tuple) -> Tensor: # [C, N, D] to float64 [N]
-    "Operator norm after the authors' reshape of [channels, H, W, C] to [channels W C, H]; not that of the Jacobian."
+    """Operator norm after the authors' reshape of [channels, H, W, C] to [channels W C, H]; not that of
+    the Jacobian."""
     M = rows.double().reshape(len(rows), *shape).permute(1, 2, 3, 4, 0).reshape(shape[0], -1, shape[2])
     return largest_eigenvalue(M.mT @ M).sqrt()
 
@@ -135,7 +141,8 @@ def sharpness(
     delta: float = .1,   # divisor of the finite differences
     hvp: Callable | None = None, # exact H u, such as `input_hvp`: for `tangent_smooth` and `tangent_kink` too
 ) -> dict:               # each float64 [N]
-    "Accuracy, cross-entropy, loss Jacobian and tangent Hessian of a batch from one pass over x and its M copies."
+    """Accuracy, cross-entropy, loss Jacobian and tangent Hessian of a batch from one pass over x and its
+    M copies."""
     N, M = moved.shape[:2]
     every = laid_out_like(torch.cat([x[:, None], moved], 1).flatten(0, 1), x)
     logits, g, scale = loss_gradient(model, every, y.repeat_interleave(M + 1))
@@ -170,12 +177,17 @@ def tangent_hessian(
 ) -> Tensor:                # float64 [N]
     "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units."
     validate_inputs(x, y)
-    draws, batch = colour_draws(len(x), x.shape[1], copies, seed=seed), max(1, default_batch(model, x) // (copies + 1))
-    return _tangent(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, paper=paper, **{'batch': batch} | kw)
+    draws, batch = (colour_draws(len(x), x.shape[1], copies, seed=seed),
+                    max(1, default_batch(model, x) // (copies + 1)))
+    return _tangent(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, paper=paper,
+                    **{'batch': batch} | kw)
 
 # %% ../nbs/08_measures.ipynb #measures-32
-def softmax_root(logits: Tensor) -> tuple[Tensor, Tensor]: # R float64 [N, C, C], index of the reference class [N]
-    "R with R Rᵀ = diag(p) - p pᵀ on differences from the most probable class, whose row and column are 0."
+def softmax_root(
+    logits: Tensor,
+) -> tuple[Tensor, Tensor]: # R float64 [N, C, C], index of the reference class [N]
+    """R with R Rᵀ = diag(p) - p pᵀ on differences from the most probable class, whose row and column are
+    0."""
     p, k = logits.double().softmax(1), logits.argmax(1)
     p = p.scatter(1, k[:, None], 0)
     q, s = p.sqrt(), p.sum(1)
@@ -192,20 +204,23 @@ def loss_curvature(logits: Tensor, rows: Tensor) -> Tensor: # float64 [N, C, C]
 
 # %% ../nbs/08_measures.ipynb #measures-34
 def smooth_hvp(model, x, y, u: Tensor) -> Tensor: # float64 [N, M, D]
-    "Exact H u of any network's loss for vectors u [N, M, D], by double backward passes that a finite difference confirms."
+    """Exact H u of any network's loss for vectors u [N, M, D], by double backward passes that a finite
+    difference confirms."""
     confirm_input_derivatives(model, x[-1:])
     x = x.detach().requires_grad_()
     with twice_differentiable():
         g, = torch.autograd.grad(sample_loss(logits_of(model, x, y), y).sum(), x, create_graph=True)
         if not g.requires_grad: return torch.zeros_like(u, dtype=torch.float64)
-        H_u = [torch.autograd.grad(g, x, v.view_as(x).to(g.dtype), retain_graph=True, materialize_grads=True)[0].flatten(1)
+        H_u = [torch.autograd.grad(g, x, v.view_as(x).to(g.dtype), retain_graph=True,
+                                   materialize_grads=True)[0].flatten(1)
                for v in u.unbind(1)]
     return torch.stack(H_u, 1).double()
 
 def dense_hessian(model, x, y) -> Tensor: # float64 [N, D, D]
     "The whole input Hessian of each sample's loss, 64 columns and 4 samples at a time."
     basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    columns = lambda x, y: torch.cat([smooth_hvp(model, x, y, part.expand(len(x), -1, -1)) for part in basis.split(64)], 1)
+    columns = lambda x, y: torch.cat([smooth_hvp(model, x, y, part.expand(len(x), -1, -1))
+                                      for part in basis.split(64)], 1)
     H = torch.cat([columns(*pair) for pair in zip(x.split(4), y.split(4))])
     return (H + H.mT) / 2
 
@@ -214,7 +229,8 @@ def _input_hessian(model, x, y):
     x = x.detach().requires_grad_()
     logits = logits_of(model, x, y)
     linear = has_linear_pieces(logits, x)
-    matrices = loss_curvature(logits.detach(), jacobian_rows(logits, x)) if linear else dense_hessian(model, x, y)
+    matrices = loss_curvature(logits.detach(),
+                              jacobian_rows(logits, x)) if linear else dense_hessian(model, x, y)
     eigenvalues = torch.linalg.eigvalsh(matrices)
     if linear: eigenvalues = eigenvalues.clamp_min(0)
     return dict(frobenius=eigenvalues.norm(dim=1), top=eigenvalues[:, -1], trace=eigenvalues.sum(1))
@@ -236,13 +252,16 @@ def input_hessian(
 
 # %% ../nbs/08_measures.ipynb #measures-40
 def input_hvp(model, x, y, u: Tensor) -> Tensor: # float64 [N, M, D]
-    "Exact H u of the loss for vectors u [N, M, D]: `piecewise_linear_hvp` where the batch's operations are so, else `smooth_hvp`."
+    """Exact H u of the loss for vectors u [N, M, D]: `piecewise_linear_hvp` where the batch's operations
+    are so, else `smooth_hvp`."""
     x = x.detach().requires_grad_()
     logits = logits_of(model, x, y)
     if not has_linear_pieces(logits, x): return smooth_hvp(model, x, y, u)
     return piecewise_linear_hvp(logits.detach(), jacobian_rows(logits, x), u)
 
-def piecewise_linear_hvp(logits: Tensor, rows: Tensor, u: Tensor) -> Tensor: # [N, C], [C, N, D], [N, M, D] to float64 [N, M, D]
+def piecewise_linear_hvp(
+    logits: Tensor, rows: Tensor, u: Tensor,
+) -> Tensor: # [N, C], [C, N, D], [N, M, D] to float64 [N, M, D]
     "Exact Jᵀ S J u from the logits and the rows of J. C + 1 units for any M."
     R, k = softmax_root(logits)
     rows = rows.double()
@@ -270,8 +289,10 @@ def tangent_parts(
     model = validated_model(model)
     validate_inputs(x, y)
     with frozen(model): confirm_input_derivatives(model, to_model(model, x[:1]))
-    draws, batch = colour_draws(len(x), x.shape[1], copies, seed=seed), max(1, default_batch(model, x) // (copies + 1))
-    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, **{'batch': batch} | kw)
+    draws, batch = (colour_draws(len(x), x.shape[1], copies, seed=seed),
+                    max(1, default_batch(model, x) // (copies + 1)))
+    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta,
+                          **{'batch': batch} | kw)
 
 # %% ../nbs/08_measures.ipynb #measures-43
 def on_kink(
@@ -281,11 +302,13 @@ def on_kink(
     nudge: float = 1e-11,  # step, relative to the input's norm
     **kw,                  # batch, progress
 ) -> Tensor:               # bool [N]
-    "Whether a sample's loss gradient jumps under a step of 1e-11. `ValueError` for a model that does not run in double precision."
+    """Whether a sample's loss gradient jumps under a step of 1e-11. `ValueError` for a model that does
+    not run in double precision."""
     model = validated_model(model)
     validate_inputs(x, y)
     with frozen(model): exact, first = in_double(model, to_model(model, x[:1]))
-    if first.dtype != torch.float64: raise ValueError('the model does not run in double precision, which a step of 1e-11 needs')
+    if first.dtype != torch.float64:
+        raise ValueError('the model does not run in double precision, which a step of 1e-11 needs')
     x = torch.as_tensor(x).double()
     step = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     scale = nudge * x.flatten(1).norm(dim=1) / step.flatten(1).norm(dim=1)
@@ -293,5 +316,6 @@ def on_kink(
 
 @batched
 def _jumps(model, x, y, nudged):
-    (_, g, scale), (_, h, other) = loss_gradient(model, x, y), loss_gradient(model, laid_out_like(nudged, x), y)
+    (_, g, scale), (_, h, other) = (loss_gradient(model, x, y),
+                                    loss_gradient(model, laid_out_like(nudged, x), y))
     return norm(other * h - scale * g) / (scale.flatten() * norm(g)).clamp_min(1e-300)

@@ -102,7 +102,8 @@ def run(
     ctx: click.Context, # papermill's command line, parsed
     root: Path,         # top folder of the clone
 ):
-    """Validate the parameters, then let papermill save the executed notebook in `root`'s figures.
+    """Validate the parameters, then let papermill save the executed notebook in `root`'s figures
+    and show what its cells print.
     `click.UsageError` if the notebook does not exist or a parameter is wrong."""
     import yaml
     notebook = Path(ctx.params['notebook_path'])
@@ -111,9 +112,10 @@ def run(
     has, wants = defaults(str(notebook)), given(ctx.params)
     refuse(notebook.stem, has, wants)
     name = run_name(notebook.stem, {k: wants[k] for k in has if k in wants and wants[k] != has[k]})
+    shown = ctx.params['stdout_file'] or click.get_text_stream('stdout')
     with whole(root/'figures'/f'{name}.ipynb') as output:
         click.echo(f'The executed notebook goes to {output}', err=True)
-        ctx.params |= {'output_path': output, 'parameters_file': [],
+        ctx.params |= {'output_path': output, 'stdout_file': shown, 'parameters_file': [],
                        'parameters_yaml': [yaml.safe_dump(wants, sort_keys=False)]}
         return invoke.original(ctx.command, ctx)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'LEGEND', 'cost', 'is_done', 'todo', 'joins', 'tasks', 'carry_out', 'by_path', 'fetch', 'sweep',
-           'takes_minutes', 'study_frame', 'run_seconds', 'trial', 'random_data', 'duration', 'plan', 'progress']
+           'run_seconds', 'trial', 'random_data', 'duration', 'plan', 'takes_minutes', 'announce', 'study_frame',
+           'progress']
 
 # %% ../nbs/21_sweep.ipynb #sweep-02
 import sys
@@ -160,26 +161,6 @@ def sweep(
         submit(fetch, named, runs[0][1]).result()
         _watch(study, runs, queue, [submit(carry_out, named, task, train) for task in work])
 
-# %% ../nbs/21_sweep.ipynb #sweep-20
-def takes_minutes(study: Study, widths: Iterable[float]) -> bool:
-    """Whether two CPU cores train widths of a study in minutes, that is in less than 4e13 operations
-    of forward passes. All of `cifar10-small` takes 3.1e13."""
-    return sum(cost(study, w) for w in widths) * images(study) * len(study.seeds) < 4e13
-
-def study_frame(
-    study: str | Study,
-    width: float = 0, # one more base width than the study's; 0 = no more
-) -> pd.DataFrame:    # tidy; attrs['source']: 'runs', 'committed' or both
-    """Results of a study, and of one more width. Trains and measures missing runs if that takes
-    minutes. `FileNotFoundError` if there are no results, or none of `width`. `ValueError` for a
-    width that the study cannot have."""
-    named, study = study, find_study(study)
-    check(study, width)
-    widths = sorted({*study.widths, width} - {0})
-    missing = lacking(study, widths)
-    if missing and takes_minutes(study, missing): sweep(named, missing)
-    return results(study, also={width} - {0})
-
 # %% ../nbs/21_sweep.ipynb #sweep-23
 PARTS = 'training', 'evaluation', 'measuring'
 
@@ -279,6 +260,36 @@ def _hours(named, study, runs, workers, device):
     return (f'{unit} of a run, at most:\n{table}\n'
             f'all runs: at most {sum(each):.2g} {unit}, '
             f'{duration(60 * max(sum(each) / workers, *each))} with {where}')
+
+# %% ../nbs/21_sweep.ipynb #sweep-20
+def takes_minutes(study: Study, widths: Iterable[float]) -> bool:
+    """Whether two CPU cores train widths of a study in minutes, that is in less than 4e13 operations
+    of forward passes. All of `cifar10-small` takes 3.1e13."""
+    return sum(cost(study, w) for w in widths) * images(study) * len(study.seeds) < 4e13
+
+def announce(study: str | Study, widths: list[float], missing: list[float]) -> None:
+    """Print which widths of a figure are trained now and how long that takes on this machine, and where
+    the results of the others come from."""
+    found, name = [w for w in widths if w not in missing], find_study(study).name
+    print(f'{name}: no results for w = {", ".join(f"{w:g}" for w in missing)}: trained and measured now')
+    if found: print(f'results of the other {len(found)} widths: {results(study, found).attrs["source"]}')
+    print(plan(study, missing, find_study(study).seeds), flush=True)
+
+def study_frame(
+    study: str | Study,
+    width: float = 0, # one more base width than the study's; 0 = no more
+) -> pd.DataFrame:    # tidy; attrs['source']: 'runs', 'committed' or both
+    """Results of a study, and of one more width. Trains and measures missing runs if that takes
+    minutes. `FileNotFoundError` if there are no results, or none of `width`. `ValueError` for a
+    width that the study cannot have."""
+    named, study = study, find_study(study)
+    check(study, width)
+    widths = sorted({*study.widths, width} - {0})
+    missing = lacking(study, widths)
+    if missing and takes_minutes(study, missing):
+        announce(named, widths, missing)
+        sweep(named, missing)
+    return results(study, also={width} - {0})
 
 # %% ../nbs/21_sweep.ipynb #sweep-27
 LEGEND = ('-: not begun; committed: not here, but its results are in checkpoints/; trained: and not '

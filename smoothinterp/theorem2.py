@@ -23,7 +23,8 @@ from .measures import cotangent, cross_entropy, norm, normalized
 
 # %% ../nbs/13_theorem2.ipynb #bounds-47
 def first_layer(model: nn.Module, x: Tensor) -> Call:
-    "The first layer with weights. `ValueError` unless it is a Linear or Conv2d that is given the input itself, and runs once."
+    """The first layer with weights. `ValueError` unless it is a Linear or Conv2d that is given the input
+    itself, and runs once."""
     model = original(model)
     root = forward_calls(model, x)
     calls = list(weighted(root))
@@ -31,17 +32,21 @@ def first_layer(model: nn.Module, x: Tensor) -> Call:
     layer, kind = first.module, kind_of(first.module, (nn.Linear, nn.Conv2d))
     with frozen(model): plain = kind and (untouched(layer, kind) or acts_like(layer, kind, first.x))
     if not (plain and first.alone and same_entries(first.x, one_input(model, x))):
-        raise ValueError('the layerwise inequality needs a network whose first layer with weights is a Linear or Conv2d that is '
+        raise ValueError('the layerwise inequality needs a network whose first layer with weights is a '
+                         'Linear or Conv2d that is '
                          f'given the input itself; {described_module(first)} is not')
     if 'weight' not in layer._parameters:
-        raise ValueError(f'the weight of {first.name} is computed from other parameters (normalized, parametrized or pruned): make '
-                         'it a parameter first, by remove_parametrizations, remove_weight_norm or prune.remove')
+        raise ValueError(f'the weight of {first.name} is computed from other parameters (normalized, '
+                         'parametrized or pruned): make '
+                         'it a parameter first, by remove_parametrizations, remove_weight_norm or '
+                         'prune.remove')
     if sum(c.module is layer for c in calls) > 1: raise runs_twice(first.name)
     return first
 
 def runs_twice(name: str) -> ValueError:
     "The error for a first layer whose gradient comes from more than one call."
-    return ValueError(f'{name} runs more than once: the layerwise inequality is about a first layer that is used once')
+    return (ValueError(f'{name} runs more than once: the layerwise inequality is about a first layer that is '
+                       'used once'))
 
 def same_entries(a: Tensor, x: Tensor) -> bool:
     "Whether each sample of a has the entries of the same sample of x, in any order."
@@ -52,14 +57,17 @@ def same_entries(a: Tensor, x: Tensor) -> bool:
 # %% ../nbs/13_theorem2.ipynb #bounds-90
 @contextmanager
 def apart(layer: nn.Module, name: str, x: Tensor):
-    "Within: a list, to which a forward pass of x adds the layer's input, as a leaf, and the edge of the graph at its output."
+    """Within: a list, to which a forward pass of x adds the layer's input, as a leaf, and the edge of the
+    graph at its output."""
     seen = []
     def enter(m, args, kwargs):
         original = (*args, *kwargs.values())[0]
-        if not original.requires_grad: raise ValueError(f'{name} is cut off from the input by a detach() or torch.no_grad()')
+        if not original.requires_grad:
+            raise ValueError(f'{name} is cut off from the input by a detach() or torch.no_grad()')
         given = original.detach()
         if seen: raise runs_twice(name)
-        if not same_entries(given, x.detach()): raise ValueError(f'{name} is not given the input itself in every batch')
+        if not same_entries(given, x.detach()):
+            raise ValueError(f'{name} is not given the input itself in every batch')
         seen.append(given.requires_grad_())
         m.weight.requires_grad_(False)
         return (given,), {}
@@ -73,12 +81,17 @@ def apart(layer: nn.Module, name: str, x: Tensor):
         layer.weight.requires_grad_(False)
         for h in hooks: h.remove()
 
-def check_only_way(name: str, g, around, elsewhere) -> None: # gradients by the layer's input, the input itself, the weights
+def check_only_way(
+    name: str, g, around, elsewhere,
+) -> None: # gradients by the layer's input, the input itself, the weights
     "`ValueError` unless input and weights of the first layer reach the logits through its one call."
     about = 'the layerwise inequality is not about this network'
-    if g is None: raise ValueError(f'no gradient passes through {name} in every batch (it does not run, or is detached): {about}')
+    if g is None:
+        raise ValueError(f'no gradient passes through {name} in every batch (it does not run, or is '
+                         f'detached): {about}')
     if around is not None: raise ValueError(f'the input reaches the loss by other ways than {name}: {about}')
-    if elsewhere is not None: raise ValueError(f'the weights of {name} are used elsewhere too (tied): {about}')
+    if elsewhere is not None:
+        raise ValueError(f'the weights of {name} are used elsewhere too (tied): {about}')
 
 # %% ../nbs/13_theorem2.ipynb #bounds-99
 @batched
@@ -88,7 +101,8 @@ def _layerwise(model, x, y, *, layer, name):
         logits = logits_of(model, x, y)
         v, scale = normalized(cotangent(logits.detach(), y))
         if len(seen) < 2 or not logits.requires_grad: check_only_way(name, None, None, None)
-        g, delta, *others = torch.autograd.grad(logits, [*seen, x, layer.weight], v.to(logits.dtype), allow_unused=True)
+        g, delta, *others = torch.autograd.grad(logits, [*seen, x, layer.weight], v.to(logits.dtype),
+                                                allow_unused=True)
     check_only_way(name, g, *others)
     A, D, scale = patches(layer, seen[0].detach()), positions(layer, delta), scale.flatten()
     size = A.norm(dim=3)
@@ -101,8 +115,9 @@ def layerwise(
     y: Tensor, # labels [N]
     **kw,      # batch, progress
 ) -> dict:     # each float64 [N]
-    """Norms `x`, smallest `patch`, `grad_x`, `grad_theta1` (weights of the first layer) and `unshared` of each sample (paper B,
-    theorem 1). `ValueError` unless the input reaches the loss only through one call of the first layer."""
+    """Norms `x`, smallest `patch`, `grad_x`, `grad_theta1` (weights of the first layer) and `unshared` of
+    each sample (paper B, theorem 1). `ValueError` unless the input reaches the loss only through one call of
+    the first layer."""
     model = original(model)
     first = first_layer(model, x)
     return _layerwise(model, x, y, layer=first.module, name=first.name, **kw)
@@ -154,19 +169,25 @@ def ratio(right: float, left: float) -> float:
 def described(t: Theorem2) -> list[tuple[str, float, str]]: # symbol, value, meaning
     "The rows of the printed table."
     promise = 'not guaranteed: its weights are shared' if t.shared else 'guaranteed'
-    return [('x_min', t.x_min, 'smallest norm of an input'), ('‖θ¹‖', t.theta1, f'operator norm of {t.layer}'),
-            ('E‖∇ₓL‖²', t.grad_x, 'by the input'), ('E‖∇_θ¹ L‖²', t.grad_theta1, f'by the weights of {t.layer}'),
-            ('E‖∇_θ L‖²', t.grad_theta, 'by all parameters'), ('L_max', t.loss_max, 'largest loss of a sample'),
+    return [('x_min', t.x_min, 'smallest norm of an input'),
+            ('‖θ¹‖', t.theta1, f'operator norm of {t.layer}'),
+            ('E‖∇ₓL‖²', t.grad_x, 'by the input'),
+            ('E‖∇_θ¹ L‖²', t.grad_theta1, f'by the weights of {t.layer}'),
+            ('E‖∇_θ L‖²', t.grad_theta, 'by all parameters'),
+            ('L_max', t.loss_max, 'largest loss of a sample'),
             ('tr H', t.trace.value, f'curvature by all parameters, ± {t.trace.error:.1g}'),
-            ('left: x_min²/‖θ¹‖² E‖∇ₓL‖²', t.left, ''), ('right: 2 L_max tr H', t.right, 'up to o(L), near a minimum'),
+            ('left: x_min²/‖θ¹‖² E‖∇ₓL‖²', t.left, ''),
+            ('right: 2 L_max tr H', t.right, 'up to o(L), near a minimum'),
             ('slack: right / left', t.slack, 'the theorem holds from 1 on'),
             ('layerwise: E‖∇_θ¹ L‖² / left', ratio(t.grad_theta1, t.left), f'at least 1 is {promise}')]
 
 def described_unshared(t: Theorem2) -> list[tuple[str, float, str]]: # symbol, value, meaning
     "The rows of the valid form for a layer with shared weights."
     promise = 'at least 1 is guaranteed' if t.valid_left else 'vacuous: a patch is zero'
-    return [('patch_min', t.patch_min, 'smallest norm of a patch'), ('E‖G‖²', t.unshared, 'by weights that are not shared'),
-            ('unshared: E‖G‖² / left', ratio(t.unshared, t.valid_left), f'with patch_min in the left side; {promise}')]
+    return [('patch_min', t.patch_min, 'smallest norm of a patch'),
+            ('E‖G‖²', t.unshared, 'by weights that are not shared'),
+            ('unshared: E‖G‖² / left', ratio(t.unshared, t.valid_left),
+             f'with patch_min in the left side; {promise}')]
 
 def check_theorem2(
     model: nn.Module,
@@ -174,11 +195,13 @@ def check_theorem2(
     y: Tensor,     # labels [N]
     **kw,          # batch, progress
 ) -> Theorem2:
-    """Every piece of paper B's theorem 2 on these samples. `ValueError` unless the input reaches the loss only through one call of
-    the first layer."""
+    """Every piece of paper B's theorem 2 on these samples. `ValueError` unless the input reaches the loss
+    only through one call of the first layer."""
     model = original(model)
     first, v = first_layer(model, x), layerwise(model, x, y, **kw)
     mean = lambda norms: norms.square().mean().item()
-    return Theorem2(first.name, first.x.ndim > 2, v['x'].min().item(), first.norm, mean(v['grad_x']), mean(v['grad_theta1']),
-                    mean(gradient_norms(model, x, y, **kw)['total']), cross_entropy(model, x, y, **kw).max().item(),
+    return Theorem2(first.name, first.x.ndim > 2, v['x'].min().item(), first.norm, mean(v['grad_x']),
+                    mean(v['grad_theta1']),
+                    mean(gradient_norms(model, x, y, **kw)['total']),
+                    cross_entropy(model, x, y, **kw).max().item(),
                     hessian_trace(model, x, y, **kw)['total'], v['patch'].min().item(), mean(v['unshared']))

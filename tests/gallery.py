@@ -21,7 +21,8 @@ def gallery() -> str:
 
 def pictures(stem: str) -> list[Path]:
     "The committed pictures of a notebook, the default study first; those with a marked width are the reader's own."
-    found = [p for p in (ROOT/'figures').glob(f'{stem}*.png') if re.fullmatch(rf'{stem}(-(?!width).*)?', p.stem) and '-width' not in p.stem]
+    found = [p for p in (ROOT/'figures').glob(f'{stem}*.png') if re.fullmatch(rf'{stem}(-(?!width).*)?', p.stem)
+             and '-width' not in p.stem]
     return sorted(found, key=lambda p: (p.stem != stem, p.stem))
 
 

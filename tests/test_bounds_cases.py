@@ -1,4 +1,5 @@
-"Bounds of networks that people really have: a right number, or a refusal that names the module. References: autograd in float64."
+"""Bounds of networks that people really have: a right number, or a refusal that names the module. References:
+autograd in float64."""
 import copy
 from types import MethodType
 
@@ -33,7 +34,8 @@ def jacobian_norms(model, shape, n=24, scales=(.01, 1, 100)):
     def norm(x):
         J = torch.autograd.functional.jacobian(lambda v: exact(v[None].clone())[0], x)
         return torch.linalg.matrix_norm(J.flatten(1), 2).item()
-    return [norm(s * (torch.randn(shape, generator=g, dtype=torch.float64) + torch.randn(1, generator=g, dtype=torch.float64)))
+    return [norm(s * (torch.randn(shape, generator=g, dtype=torch.float64)
+                      + torch.randn(1, generator=g, dtype=torch.float64)))
             for s in scales for _ in range(n // len(scales))]
 
 
@@ -62,7 +64,8 @@ class ReZero(nn.Module):
 class LayerScale(nn.Module):
     def __init__(self, gamma):
         super().__init__()
-        self.block, self.shortcut, self.gamma = nn.Sequential(conv(), nn.ReLU()), nn.Identity(), nn.Parameter(torch.full((3, 1, 1), gamma))
+        self.block, self.shortcut, self.gamma = (nn.Sequential(conv(), nn.ReLU()), nn.Identity(),
+                                                 nn.Parameter(torch.full((3, 1, 1), gamma)))
     def forward(self, x): return self.gamma * self.block(x) + self.shortcut(x)
 
 class Residual(nn.Module):
@@ -144,23 +147,32 @@ def steep_when_small(z): return z * 25 if z.abs().max() < 3 else z
 def steep_when_dark(z): return torch.where(z.mean((1, 2, 3), keepdim=True) > 0, z, z * 25)
 
 BLOCKS = dict(
-    rezero=lambda: ReZero(10.), rezero_at_one=lambda: ReZero(1.), rezero_at_zero=lambda: ReZero(0.), layer_scale=lambda: LayerScale(25.),
-    residual=lambda: Residual(lambda x, b, s: b + s), residual_in_place=lambda: Residual(lambda x, b, s: b.add_(s), inplace=True),
+    rezero=lambda: ReZero(10.), rezero_at_one=lambda: ReZero(1.), rezero_at_zero=lambda: ReZero(0.),
+              layer_scale=lambda: LayerScale(25.),
+    residual=lambda: Residual(lambda x, b, s: b + s),
+              residual_in_place=lambda: Residual(lambda x, b, s: b.add_(s), inplace=True),
     weighted=lambda: Residual(lambda x, b, s: .5 * b + 4 * s), difference=lambda: Residual(lambda x, b, s: 10 * b - s),
     branch_alone=lambda: Residual(lambda x, b, s: b), scaled_branch=lambda: Residual(lambda x, b, s: 25 * b),
-    mixed=lambda: Residual(lambda x, b, s: torch.sigmoid(x.mean()) * 25 * b + s), product=lambda: Residual(lambda x, b, s: b * s),
+    mixed=lambda: Residual(lambda x, b, s: torch.sigmoid(x.mean()) * 25 * b + s),
+              product=lambda: Residual(lambda x, b, s: b * s),
     sum_at_ordinary_inputs=lambda: Residual(lambda x, b, s: b * (25 if x.abs().max() > 50 else 1) + s),
     sum_at_large_inputs=lambda: Residual(lambda x, b, s: b * (25 if x.abs().max() < 1 else 1) + s),
     sum_where_positive=lambda: Residual(lambda x, b, s: b + s + 25 * (x - 100).relu()),
-    three=lambda: Residual(lambda x, b, s: b + s + x), functional_after=lambda: Residual(lambda x, b, s: F.relu(b + s) * 25),
-    dead_branch=lambda: Residual(lambda x, b, s: 25 * b + s, branch=dead_branch()), zero_branch=lambda: Residual(lambda x, b, s: 25 * b + s, branch=zero_branch()),
+    three=lambda: Residual(lambda x, b, s: b + s + x),
+              functional_after=lambda: Residual(lambda x, b, s: F.relu(b + s) * 25),
+    dead_branch=lambda: Residual(lambda x, b, s: 25 * b + s, branch=dead_branch()),
+              zero_branch=lambda: Residual(lambda x, b, s: 25 * b + s, branch=zero_branch()),
     squeeze_excite=SqueezeExcite, pre_activation=PreActivation, shared_pre_activation=SharedPreActivation,
     in_place_pre_activation=InPlacePreActivation, dense=Dense, stochastic_depth=StochasticDepth,
     data=lambda: Hidden(through_data), numpy=lambda: Hidden(through_numpy), stretched=lambda: Hidden(stretched),
-    large=lambda: Hidden(steep_when_large), small=lambda: Hidden(steep_when_small), dark=lambda: Hidden(steep_when_dark),
-    in_place=lambda: Hidden(lambda z: z.mul_(25)), relu_in_place=lambda: Hidden(F.relu_), out=lambda: Hidden(lambda z: torch.mul(z, 25, out=z)),
-    mixing=lambda: Residual(lambda x, b, s: b + s.mean(0, keepdim=True).expand_as(s)), batch_norm=lambda: Hidden(lambda z: z - z.mean(0) + z),
-    turned=lambda: Hidden(lambda z: z.transpose(2, 3)), flipped=lambda: Hidden(lambda z: z.flip(3)), same=lambda: Hidden(lambda z: z * 1),
+    large=lambda: Hidden(steep_when_large), small=lambda: Hidden(steep_when_small),
+              dark=lambda: Hidden(steep_when_dark),
+    in_place=lambda: Hidden(lambda z: z.mul_(25)), relu_in_place=lambda: Hidden(F.relu_),
+              out=lambda: Hidden(lambda z: torch.mul(z, 25, out=z)),
+    mixing=lambda: Residual(lambda x, b, s: b + s.mean(0, keepdim=True).expand_as(s)),
+              batch_norm=lambda: Hidden(lambda z: z - z.mean(0) + z),
+    turned=lambda: Hidden(lambda z: z.transpose(2, 3)), flipped=lambda: Hidden(lambda z: z.flip(3)),
+              same=lambda: Hidden(lambda z: z * 1),
 )
 
 def dead_branch():
@@ -175,9 +187,12 @@ def zero_branch():
     for p in branch[2].parameters(): nn.init.zeros_(p)
     return branch
 
-REFUSED = {'rezero', 'branch_alone', 'rezero_at_zero', 'layer_scale', 'weighted', 'difference', 'scaled_branch', 'mixed', 'product', 'sum_at_ordinary_inputs',
-           'sum_at_large_inputs', 'sum_where_positive', 'three', 'functional_after', 'dead_branch', 'squeeze_excite', 'dense', 'stochastic_depth',
-           'data', 'numpy', 'stretched', 'large', 'small', 'dark', 'in_place', 'relu_in_place', 'out', 'mixing', 'batch_norm'}
+REFUSED = {'rezero', 'branch_alone', 'rezero_at_zero', 'layer_scale', 'weighted', 'difference', 'scaled_branch',
+           'mixed', 'product', 'sum_at_ordinary_inputs',
+           'sum_at_large_inputs', 'sum_where_positive', 'three', 'functional_after', 'dead_branch', 'squeeze_excite',
+           'dense', 'stochastic_depth',
+           'data', 'numpy', 'stretched', 'large', 'small', 'dark', 'in_place', 'relu_in_place', 'out', 'mixing',
+           'batch_norm'}
 
 
 @pytest.mark.parametrize('name', BLOCKS)
@@ -337,28 +352,43 @@ def hooked_container(scale):
     return row
 
 LAYERS = dict(
-    equal_linear=lambda: dense(EqualLinear(16, 16)), residual_linear=lambda: dense(ResidualLinear(16, 16)), lora=lambda: dense(LoRA(16, 16)),
-    named=lambda: dense(Named(16, 16)), cosine=lambda: dense(Cosine(16, 16)), rectified=lambda: dense(Rectified(16, 16)),
-    capped=lambda: dense(Capped(16, 16)), dropping=lambda: dense(Dropping(16, 16)), detached=lambda: dense(Detached(16, 16)),
+    equal_linear=lambda: dense(EqualLinear(16, 16)), residual_linear=lambda: dense(ResidualLinear(16, 16)),
+              lora=lambda: dense(LoRA(16, 16)),
+    named=lambda: dense(Named(16, 16)), cosine=lambda: dense(Cosine(16, 16)),
+              rectified=lambda: dense(Rectified(16, 16)),
+    capped=lambda: dense(Capped(16, 16)), dropping=lambda: dense(Dropping(16, 16)),
+              detached=lambda: dense(Detached(16, 16)),
     straight_through=lambda: dense(StraightThrough(16, 16)),
-    equal_conv=lambda: pooled(EqualConv(3, 3, 3, padding=1)), standardized=lambda: pooled(Standardized(3, 3, 3, padding=1)),
+    equal_conv=lambda: pooled(EqualConv(3, 3, 3, padding=1)),
+              standardized=lambda: pooled(Standardized(3, 3, 3, padding=1)),
     dead_conv=lambda: pooled(DeadConv(3, 3, 3, padding=1)),
     conv_relu=lambda: pooled(ConvReLU(3, 3, 3, padding=1)), conv_bn=lambda: pooled(ConvBN(3, 3, 3, padding=1)),
-    scaled_relu=lambda: pooled(ScaledReLU()), learned_relu=lambda: pooled(LearnedReLU()), half_relu=lambda: pooled(HalfReLU()),
-    steep_at_zero=lambda: pooled(SteepAtZero()), late_relu=lambda: pooled(LateReLU()), scaled_tanh=lambda: pooled(Scaled()),
-    active_dropout=lambda: pooled(ActiveDropout()), stubborn_dropout=lambda: pooled(StubbornDropout()), quiet_dropout=lambda: pooled(QuietDropout()),
+    scaled_relu=lambda: pooled(ScaledReLU()), learned_relu=lambda: pooled(LearnedReLU()),
+              half_relu=lambda: pooled(HalfReLU()),
+    steep_at_zero=lambda: pooled(SteepAtZero()), late_relu=lambda: pooled(LateReLU()),
+              scaled_tanh=lambda: pooled(Scaled()),
+    active_dropout=lambda: pooled(ActiveDropout()), stubborn_dropout=lambda: pooled(StubbornDropout()),
+              quiet_dropout=lambda: pooled(QuietDropout()),
     dropout_2d=lambda: pooled(nn.Dropout2d()),
-    pool=lambda: pooled(Pool(2)), same_pool=lambda: pooled(SamePool(2)), list_pool=lambda: pooled(nn.MaxPool2d([3, 2], [2, 1])),
+    pool=lambda: pooled(Pool(2)), same_pool=lambda: pooled(SamePool(2)),
+              list_pool=lambda: pooled(nn.MaxPool2d([3, 2], [2, 1])),
     scaled_norm=lambda: pooled(ScaledNorm(3)), batch_statistics=lambda: pooled(BatchStatistics(3)),
-    no_statistics=lambda: pooled(nn.BatchNorm2d(3, track_running_stats=False)), blur=lambda: pooled(Blur(2)), skip=lambda: pooled(Skip()),
+    no_statistics=lambda: pooled(nn.BatchNorm2d(3, track_running_stats=False)), blur=lambda: pooled(Blur(2)),
+              skip=lambda: pooled(Skip()),
     rows=lambda: nn.Sequential(Rows(), nn.Linear(16, 3)).eval(),
-    weight_norm=lambda: dense(P.weight_norm(nn.Linear(16, 16))), spectral_norm=lambda: dense(P.spectral_norm(nn.Linear(16, 16))),
-    spectral_norm_conv=lambda: pooled(P.spectral_norm(conv())), pruned=lambda: dense(prune.l1_unstructured(nn.Linear(16, 16), 'weight', .5)),
-    old_weight_norm=lambda: pooled(nn.Sequential(old(conv()), normed())), hook=lambda: dense(hooked(25)), quiet_hook=lambda: dense(hooked(1)),
-    in_place_hook=lambda: dense(hooked(25, 'in place')), pre_hook=lambda: dense(hooked(25, 'before')), backward_hook=lambda: dense(hooked(25, 'backward')),
+    weight_norm=lambda: dense(P.weight_norm(nn.Linear(16, 16))),
+              spectral_norm=lambda: dense(P.spectral_norm(nn.Linear(16, 16))),
+    spectral_norm_conv=lambda: pooled(P.spectral_norm(conv())),
+              pruned=lambda: dense(prune.l1_unstructured(nn.Linear(16, 16), 'weight', .5)),
+    old_weight_norm=lambda: pooled(nn.Sequential(old(conv()), normed())), hook=lambda: dense(hooked(25)),
+              quiet_hook=lambda: dense(hooked(1)),
+    in_place_hook=lambda: dense(hooked(25, 'in place')), pre_hook=lambda: dense(hooked(25, 'before')),
+              backward_hook=lambda: dense(hooked(25, 'backward')),
     forward_of_an_instance=lambda: dense(hooked(25, 'instance')), hooked_row=lambda: dense(hooked_container(25)),
-    circular=lambda: pooled(conv(padding_mode='circular')), reflect=lambda: pooled(conv(padding_mode='reflect')), grouped=lambda: pooled(conv(groups=3)),
-    dilated=lambda: pooled(nn.Conv2d(3, 3, 3, dilation=2, padding=2)), transposed=lambda: pooled(nn.ConvTranspose2d(3, 3, 3, stride=2)),
+    circular=lambda: pooled(conv(padding_mode='circular')), reflect=lambda: pooled(conv(padding_mode='reflect')),
+              grouped=lambda: pooled(conv(groups=3)),
+    dilated=lambda: pooled(nn.Conv2d(3, 3, 3, dilation=2, padding=2)),
+              transposed=lambda: pooled(nn.ConvTranspose2d(3, 3, 3, stride=2)),
 )
 
 def old(layer): return nn.utils.weight_norm(layer)
@@ -368,8 +398,10 @@ def normed():
     bn.running_var.uniform_(.2, 2), bn.weight.data.uniform_(-2, 2)
     return bn
 
-REFUSED_LAYERS = {'cosine', 'rectified', 'capped', 'dropping', 'straight_through', 'dead_conv', 'conv_relu', 'conv_bn', 'scaled_relu', 'learned_relu',
-                  'steep_at_zero', 'late_relu', 'scaled_tanh', 'active_dropout', 'stubborn_dropout', 'pool', 'scaled_norm', 'batch_statistics',
+REFUSED_LAYERS = {'cosine', 'rectified', 'capped', 'dropping', 'straight_through', 'dead_conv', 'conv_relu', 'conv_bn',
+                  'scaled_relu', 'learned_relu',
+                  'steep_at_zero', 'late_relu', 'scaled_tanh', 'active_dropout', 'stubborn_dropout', 'pool',
+                  'scaled_norm', 'batch_statistics',
                   'no_statistics', 'skip', 'rows', 'hooked_row', 'in_place_hook'}
 
 
@@ -390,8 +422,10 @@ def test_a_layer_is_bounded_as_it_acts_or_refused_by_name(name):
 
 def test_layer_norms_are_those_of_the_map_that_acts():
     torch.manual_seed(0)
-    layers = dict(equal_linear=EqualLinear(16, 16), residual_linear=ResidualLinear(16, 16), lora=LoRA(16, 16), named=Named(16, 16),
-                  weight_norm=P.weight_norm(nn.Linear(16, 16)), spectral_norm=P.spectral_norm(nn.Linear(16, 16)), hook=hooked(25),
+    layers = dict(equal_linear=EqualLinear(16, 16), residual_linear=ResidualLinear(16, 16), lora=LoRA(16, 16),
+                  named=Named(16, 16),
+                  weight_norm=P.weight_norm(nn.Linear(16, 16)), spectral_norm=P.spectral_norm(nn.Linear(16, 16)),
+                  hook=hooked(25),
                   pre_hook=hooked(25, 'before'), instance=hooked(25, 'instance'))
     for name, layer in layers.items():
         model = dense(layer).double()
@@ -400,9 +434,11 @@ def test_layer_norms_are_those_of_the_map_that_acts():
         assert row.operator == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-6), name
         if row.frobenius == row.frobenius: assert row.frobenius == pytest.approx(matrix.norm().item(), rel=1e-6), name
         assert (row.frobenius == row.frobenius) == (name in ('named', 'weight_norm', 'spectral_norm')), name
-    for layer in (EqualConv(3, 3, 3, padding=1), Standardized(3, 3, 3, padding=1), conv(padding_mode='circular'), conv(groups=3), P.spectral_norm(conv())):
+    for layer in (EqualConv(3, 3, 3, padding=1), Standardized(3, 3, 3, padding=1), conv(padding_mode='circular'),
+                  conv(groups=3), P.spectral_norm(conv())):
         model = pooled(nn.Sequential(layer)).double()
-        assert layer_norms(model, torch.randn(1, 3, 4, 4)).operator['1.0'] == pytest.approx(exact_norm(layer, 3, 4, 4), rel=1e-6)
+        assert layer_norms(model, torch.randn(1, 3, 4, 4)).operator['1.0'] == pytest.approx(exact_norm(layer, 3, 4, 4),
+                                                                                            rel=1e-6)
 
 
 @pytest.mark.parametrize('layer', [Cosine(16, 16), Rectified(16, 16), Dropping(16, 16), Capped(16, 16)])
@@ -422,9 +458,11 @@ class Own(nn.Module):
     def forward(self, x): return x.flatten(1) @ self.weight.T
 
 MISSING = {'r.weight_ih_l0': Net(gru, r=nn.GRU(4, 5, batch_first=True), c=nn.Linear(5, 3)),
-           'a.in_proj_weight': Net(attention, q=nn.Linear(4, 4), a=nn.MultiheadAttention(4, 2, batch_first=True), c=nn.Linear(4, 3)),
+           'a.in_proj_weight': Net(attention, q=nn.Linear(4, 4), a=nn.MultiheadAttention(4, 2, batch_first=True),
+                                   c=nn.Linear(4, 3)),
            'w': Net(lambda s, x: s.c(x.flatten(1) @ s.w), w=nn.Parameter(torch.randn(16, 4)), c=nn.Linear(4, 3)),
-           '0.weight': nn.Sequential(Own()), 'c.weight': Net(lambda s, x: F.linear(s.a(x).flatten(1), s.c.weight), a=conv(1), c=nn.Linear(16, 3))}
+           '0.weight': nn.Sequential(Own()), 'c.weight': Net(lambda s, x: F.linear(s.a(x).flatten(1), s.c.weight),
+                                                             a=conv(1), c=nn.Linear(16, 3))}
 
 @pytest.mark.parametrize('name', MISSING)
 def test_layer_norms_miss_no_layer_without_a_word(name):
@@ -433,14 +471,17 @@ def test_layer_norms_miss_no_layer_without_a_word(name):
 
 
 def test_layers_that_do_not_run_are_no_reason_to_refuse():
-    model = Net(lambda s, x: s.c(s.a(x).flatten(1)) + (s.aux(x.flatten(1)) if s.training else 0), a=conv(1), c=nn.Linear(16, 3), aux=nn.Linear(16, 3))
+    model = Net(lambda s, x: s.c(s.a(x).flatten(1)) + (s.aux(x.flatten(1)) if s.training else 0), a=conv(1),
+                c=nn.Linear(16, 3), aux=nn.Linear(16, 3))
     assert list(layer_norms(model.eval(), torch.randn(1, 1, 4, 4)).index) == ['a', 'c']
-    assert list(layer_norms(build('vit', 6, 10, 1, 8), torch.randn(1, 1, 8, 8)).index)[:2] == ['patches', 'blocks.0.attention.qkv']
+    found = layer_norms(build('vit', 6, 10, 1, 8), torch.randn(1, 1, 8, 8))
+    assert list(found.index)[:2] == ['patches', 'blocks.0.attention.qkv']
 
 
 def test_a_layer_at_two_sizes_has_two_rows():
     torch.manual_seed(0)
-    model = Net(lambda s, x: s.l(s.c(s.p(s.c(x))).flatten(1)), c=conv(1), p=nn.MaxPool2d(2), l=nn.Linear(4, 3)).double().eval()
+    model = Net(lambda s, x: s.l(s.c(s.p(s.c(x))).flatten(1)), c=conv(1), p=nn.MaxPool2d(2),
+                l=nn.Linear(4, 3)).double().eval()
     norms = layer_norms(model, torch.randn(1, 1, 4, 4))
     assert list(norms.index) == ['c (call 1)', 'c (call 2)', 'l']
     for row, size in zip(('c (call 1)', 'c (call 2)'), (4, 2)):
@@ -496,13 +537,17 @@ def test_keywords_lists_and_layouts():
     assert layer_norms(model, x).shape == (2, 3)
     assert upper_bounds(model, x)['valid'] >= max(jacobian_norms(model, (1, 4, 4))) * (1 - 1e-4)
     assert layerwise(model, x, torch.tensor([0]))['grad_x'] > 0
-    flat = Net(lambda s, x: s.c(torch.flatten(s.a(x), 1)), a=nn.Sequential(conv(1, 2), nn.ReLU()), c=nn.Linear(32, 3)).eval()
+    flat = Net(lambda s, x: s.c(torch.flatten(s.a(x), 1)), a=nn.Sequential(conv(1, 2), nn.ReLU()),
+               c=nn.Linear(32, 3)).eval()
     contiguous = upper_bounds(flat, x)
-    assert upper_bounds(flat.to(memory_format=torch.channels_last), x)['valid'] == pytest.approx(contiguous['valid'], rel=1e-4)
+    assert upper_bounds(flat.to(memory_format=torch.channels_last),
+                        x)['valid'] == pytest.approx(contiguous['valid'], rel=1e-4)
     linear = nn.Linear(4, 3)
-    pooled = [upper_bounds(nn.Sequential(nn.MaxPool2d(k), nn.Flatten(), linear).eval(), x)['valid'] for k in (2, (2, 2), [2, 2], [2])]
+    pooled = [upper_bounds(nn.Sequential(nn.MaxPool2d(k), nn.Flatten(), linear).eval(), x)['valid']
+              for k in (2, (2, 2), [2, 2], [2])]
     assert pooled == [pytest.approx(torch.linalg.matrix_norm(linear.weight, 2).item())] * 4
-    sized = Net(lambda s, x: s.c(s.t(x, output_size=[8, 8]).flatten(1)), t=nn.ConvTranspose2d(1, 1, 3, stride=2, padding=1), c=nn.Linear(64, 3)).eval()
+    sized = Net(lambda s, x: s.c(s.t(x, output_size=[8, 8]).flatten(1)),
+                t=nn.ConvTranspose2d(1, 1, 3, stride=2, padding=1), c=nn.Linear(64, 3)).eval()
     with pytest.raises(ValueError, match='t .*more than one tensor'): upper_bounds(sized, x)
 
 
@@ -514,7 +559,8 @@ def test_a_hook_that_changes_the_input_of_the_model_is_refused():
 
 def test_a_batch_norm_is_folded_only_where_that_is_the_same():
     torch.manual_seed(0)
-    for model in (nn.Sequential(nn.Flatten(1, 2), Net(lambda s, x: s.b(s.l(x)), l=nn.Linear(4, 4), b=nn.BatchNorm1d(4)), nn.Flatten(), nn.Linear(16, 3)),
+    for model in (nn.Sequential(nn.Flatten(1, 2), Net(lambda s, x: s.b(s.l(x)), l=nn.Linear(4, 4), b=nn.BatchNorm1d(4)),
+                                nn.Flatten(), nn.Linear(16, 3)),
                   nn.Sequential(nn.Flatten(2), nn.Linear(16, 1), nn.Flatten(), nn.BatchNorm1d(1), nn.Linear(1, 3))):
         for m in model.modules():
             if isinstance(m, nn.BatchNorm1d): m.running_var.uniform_(.01, 2), m.weight.data.uniform_(-2, 2)
@@ -539,8 +585,10 @@ def test_a_rule_of_the_user_covers_its_class_alone():
     @lipschitz.register(Bounded)
     def _(module, call): return torch.linalg.matrix_norm(module.weight, 2).item()
     bounds = upper_bounds(dense(Bounded(16, 16)), torch.randn(1, 1, 4, 4))
-    assert bounds['valid'] > 0 and bounds['paper_operator'] != bounds['paper_operator'] # NaN: its operator norm is not known
-    with pytest.raises(ValueError, match=r'0 \(More\) does not act like Double'): upper_bounds(nn.Sequential(More(conv()), *rest).eval(), x)
+    # NaN: its operator norm is not known
+    assert bounds['valid'] > 0 and bounds['paper_operator'] != bounds['paper_operator']
+    with pytest.raises(ValueError, match=r'0 \(More\) does not act like Double'):
+        upper_bounds(nn.Sequential(More(conv()), *rest).eval(), x)
 
 
 # The layerwise inequality: about a first layer that is used once, and an input that is used nowhere else
@@ -578,7 +626,8 @@ def test_layerwise_is_what_autograd_says(weight):
 def linear(i=16, o=16): return nn.Linear(i, o)
 
 def tied(transposed=False):
-    model = Net(lambda s, x: s.c(torch.relu(s.b(torch.relu(s.a(x.flatten(1)))))), a=linear(), b=linear(), c=linear(16, 3))
+    model = Net(lambda s, x: s.c(torch.relu(s.b(torch.relu(s.a(x.flatten(1)))))), a=linear(), b=linear(),
+                c=linear(16, 3))
     model.b.weight = model.a.weight
     return model
 
@@ -597,9 +646,12 @@ def cut(s, x):
     with torch.no_grad(): z = torch.relu(s.a(x.flatten(1)))
     return s.c(z)
 
-WRONG = {'0 runs more than once': lambda: nn.Sequential(*[conv(1)] * 2, nn.Flatten(), linear(16, 3)), 'weights of a are used elsewhere': tied,
-         'a runs more than once': lambda: Net(late, a=linear(), c=linear(16, 3)), 'weights of a are used elsewhere too': lambda: Net(dead_tie, a=linear(), c=linear(16, 3)),
-         'other ways than a': lambda: Net(around, a=linear(), c=linear(16, 3)), 'a .Linear. is not': lambda: Net(doubled, a=linear(), c=linear(16, 3)),
+WRONG = {'0 runs more than once': lambda: nn.Sequential(*[conv(1)] * 2, nn.Flatten(), linear(16, 3)),
+         'weights of a are used elsewhere': tied,
+         'a runs more than once': lambda: Net(late, a=linear(), c=linear(16, 3)),
+         'weights of a are used elsewhere too': lambda: Net(dead_tie, a=linear(), c=linear(16, 3)),
+         'other ways than a': lambda: Net(around, a=linear(), c=linear(16, 3)),
+         'a .Linear. is not': lambda: Net(doubled, a=linear(), c=linear(16, 3)),
          'a is not given the input itself in every batch': lambda: Net(shifted, a=linear(), c=linear(16, 3)),
          'no gradient passes through a': lambda: Net(cut, a=linear(), c=linear(16, 3)),
          '1 .EqualLinear. is not': lambda: dense(EqualLinear(16, 16)), '1 .LoRA. is not': lambda: dense(LoRA(16, 16)),
@@ -638,7 +690,8 @@ def test_distances_are_of_the_weights_that_act():
         g, v = (lambda state: sorted((state[k] for k in keys), key=torch.numel))(model.state_dict())
         g0, v0 = sorted((start[k] for k in keys), key=torch.numel)
         found = distance_from_init(model, start)
-        assert found == {'0': pytest.approx(expected(model[0].weight, start['0.weight'])), '2': pytest.approx(expected(normalized(g, v), normalized(g0, v0)))}
+        assert found == {'0': pytest.approx(expected(model[0].weight, start['0.weight'])),
+                         '2': pytest.approx(expected(normalized(g, v), normalized(g0, v0)))}
     model = nn.Sequential(prune.l1_unstructured(nn.Linear(4, 4), 'weight', .5)).double()
     start = moved(model)
     want = expected(model[0].weight_orig * model[0].weight_mask, start['0.weight_orig'] * start['0.weight_mask'])
@@ -665,9 +718,12 @@ def test_a_start_before_a_layer_was_parametrized_or_pruned():
         start = copy.deepcopy(model.state_dict())
         wrap(model[1])
         with torch.no_grad(): model(torch.randn(1, 4))
-        assert distance_from_init(model, start)['1'] == pytest.approx(expected(model[1].weight, start['1.weight']), abs=1e-6)
-        with pytest.raises(KeyError, match=r'1\.'): distance_from_init(model, {k: v for k, v in start.items() if not k.startswith('1.')})
-        with pytest.raises(ValueError, match='not.* the same network'): distance_from_init(model, start | {'1.weight': torch.zeros(5, 4)})
+        want = expected(model[1].weight, start['1.weight'])
+        assert distance_from_init(model, start)['1'] == pytest.approx(want, abs=1e-6)
+        with pytest.raises(KeyError, match=r'1\.'):
+            distance_from_init(model, {k: v for k, v in start.items() if not k.startswith('1.')})
+        with pytest.raises(ValueError, match='not.* the same network'):
+            distance_from_init(model, start | {'1.weight': torch.zeros(5, 4)})
 
 
 def test_distances_of_recurrent_layers_attention_and_bare_matrices():
@@ -675,11 +731,13 @@ def test_distances_of_recurrent_layers_attention_and_bare_matrices():
     for layer in (nn.GRU(3, 4), nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2), nn.RNN(3, 4)):
         start = moved(layer)
         found = distance_from_init(layer, start)
-        assert found == {k: pytest.approx(expected(v.double(), start[k].double()), rel=1e-6) for k, v in layer.state_dict().items() if v.ndim > 1}
+        assert found == {k: pytest.approx(expected(v.double(), start[k].double()), rel=1e-6)
+                         for k, v in layer.state_dict().items() if v.ndim > 1}
     parametrized = nn.utils.parametrize.register_parametrization(nn.GRU(3, 4), 'weight_hh_l0', Half())
     start = moved(parametrized)
     assert set(distance_from_init(parametrized, start)) == {'weight_ih_l0', 'weight_hh_l0'}
-    bare = Net(None, w=nn.Parameter(torch.randn(3, 4)), token=nn.Parameter(torch.randn(1, 1, 4)), a=nn.MultiheadAttention(4, 2), l=nn.LayerNorm(4))
+    bare = Net(None, w=nn.Parameter(torch.randn(3, 4)), token=nn.Parameter(torch.randn(1, 1, 4)),
+               a=nn.MultiheadAttention(4, 2), l=nn.LayerNorm(4))
     assert list(distance_from_init(bare, bare.state_dict())) == ['w', 'a.in_proj_weight', 'a.out_proj']
 
 class Half(nn.Module):

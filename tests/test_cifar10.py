@@ -48,7 +48,8 @@ def test_where_it_cannot_be_had_the_error_says_where_it_looked(tmp_path, monkeyp
 
     def offline(self): raise OSError('no network')
     monkeypatch.setattr(module.torchvision_datasets().CIFAR10, 'download', offline)
-    with pytest.raises(FileNotFoundError, match=f'not in {tmp_path}.*SMOOTHINTERP_DATA.*cifar-10-batches-py'): cifar10(root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=f'not in {tmp_path}.*SMOOTHINTERP_DATA.*cifar-10-batches-py'):
+        cifar10(root=tmp_path)
 
 
 @needs_cifar10

@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from smoothinterp.core import data_dir
-from smoothinterp.data import cifar10, cifar100, from_dataset, hold_out, torchvision_datasets, with_human_noise, with_noise
+from smoothinterp.data import (
+    cifar10,
+    cifar100,
+    from_dataset,
+    hold_out,
+    torchvision_datasets,
+    with_human_noise,
+    with_noise,
+)
 
 
 def needs(*names):
@@ -41,7 +49,8 @@ def test_the_split_of_the_papers_readmes(data):
     rest, x, y = hold_out(data)
     assert rest.x.shape[0] == 49_000 and x.shape == (1000, 3, 32, 32)
     assert with_noise(rest, .2, 0).corrupted.sum() == 9800
-    expected = torch.utils.data.random_split(range(50_000), [49_000, 1000], torch.Generator().manual_seed(42))[1].indices
+    expected = torch.utils.data.random_split(range(50_000), [49_000, 1000],
+                                             torch.Generator().manual_seed(42))[1].indices
     assert torch.equal(y, data.y[expected]) and torch.equal(x, data.x[expected])
     assert with_noise(rest, .2, 0, 'asymmetric-official').corrupted_classes.sum() == 25
 
@@ -49,8 +58,10 @@ def test_the_split_of_the_papers_readmes(data):
 @needs_cifar100
 def test_read_item_by_item_it_is_the_same(data):
     train, test = (torchvision_datasets().CIFAR100(data_dir(), train=train) for train in (True, False))
-    own = from_dataset(torch.utils.data.Subset(train, range(3000)), torch.utils.data.Subset(test, range(50)), 'mine', classes=100)
-    assert torch.equal(own.x, data.x[:3000]) and torch.equal(own.y, data.y[:3000]) and torch.equal(own.x_test, data.x_test[:50])
+    own = from_dataset(torch.utils.data.Subset(train, range(3000)), torch.utils.data.Subset(test, range(50)), 'mine',
+                       classes=100)
+    assert torch.equal(own.x, data.x[:3000]) and torch.equal(own.y, data.y[:3000])
+    assert torch.equal(own.x_test, data.x_test[:50])
 
 
 @needs('cifar-10-batches-py', 'cifar10n.npz')

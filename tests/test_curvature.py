@@ -23,7 +23,8 @@ def digits_net():
 
 def from_backpack(net, x, y, extension, name):
     backpack = pytest.importorskip('backpack')
-    theirs, loss = backpack.extend(build('convnet-a', 1.5, 10, 1, 8, init='he')), backpack.extend(nn.CrossEntropyLoss(reduction='sum'))
+    theirs, loss = (backpack.extend(build('convnet-a', 1.5, 10, 1, 8, init='he')),
+                    backpack.extend(nn.CrossEntropyLoss(reduction='sum')))
     theirs.load_state_dict(net.state_dict())
     with backpack.backpack(getattr(backpack.extensions, extension)()): loss(theirs(x), y).backward()
     return [getattr(p, name) for p in theirs.parameters()]
@@ -56,5 +57,6 @@ def test_top_eigenvalues_are_pyhessians(digits_net):
     pyhessian = pytest.importorskip('pyhessian')
     net, x, y = digits_net
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = pyhessian.hessian(net, F.cross_entropy, data=(x, y), cuda=False).eigenvalues(maxIter=1000, tol=1e-6, top_n=2)[0]
+        theirs = pyhessian.hessian(net, F.cross_entropy, data=(x, y),
+                                   cuda=False).eigenvalues(maxIter=1000, tol=1e-6, top_n=2)[0]
     torch.testing.assert_close(top_eigenvalues(net, x, y, k=2).values, torch.tensor(theirs).double(), rtol=1e-3, atol=0)

@@ -1,4 +1,5 @@
-"Stacked training, resuming and, where there is a GPU, recorded steps: what takes more than one width, family or device to check."
+"""Stacked training, resuming and, where there is a GPU, recorded steps: what takes more than one width, family or
+device to check."""
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +29,8 @@ def colour(n, size=16, seed=0):
 def digit_engine(seeds, width, **options):
     datas = [with_noise(digits(s), .2, s) for s in seeds]
     nets = [build('convnet-a', width, 10, 1, 8, 'he', s).to(memory_format=torch.channels_last) for s in seeds]
-    return Engine(nets, [in_memory(d.inputs(d.x)) for d in datas], [d.y for d in datas], RECIPE, list(seeds), stack=True, **options)
+    return Engine(nets, [in_memory(d.inputs(d.x)) for d in datas], [d.y for d in datas], RECIPE, list(seeds),
+                  stack=True, **options)
 
 
 def by_torch(model, x, y, recipe, seed, epochs):
@@ -36,7 +38,8 @@ def by_torch(model, x, y, recipe, seed, epochs):
     theirs, losses = optimiser(model, recipe), []
     for e in epochs:
         theirs.param_groups[0]['lr'] = lr_at(recipe, e)
-        losses.append(train_epoch(model, theirs, x, y, epoch_order(len(x), seed, e).to(x.device), recipe.batch, recipe.loss))
+        losses.append(train_epoch(model, theirs, x, y, epoch_order(len(x), seed, e).to(x.device), recipe.batch,
+                                  recipe.loss))
     return losses, [theirs.state[p].get('momentum_buffer') for p in model.parameters()]
 
 
@@ -53,8 +56,10 @@ def test_stacked_is_separate_training_in_float64(family):
     for i, net in enumerate(apart):
         expected, momentum = by_torch(net, x, ys[i], RECIPE, i, (1, 2, 3))
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-12)
-        for a, b in zip(nets[i].parameters(), net.parameters(), strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-        for a, b in zip(together.slots_of(i)[0], momentum, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        for a, b in zip(nets[i].parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        for a, b in zip(together.slots_of(i)[0], momentum, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
         net.load_state_dict(nets[i].state_dict()) # the same names and shapes
 
 
@@ -86,7 +91,8 @@ def test_same_bits_in_any_company(width):
 
 
 @pytest.mark.parametrize('optimiser', ['sgd', 'adam'])
-@pytest.mark.parametrize('family,width', [('resnet18', 8), ('resnet18-plain', 8), ('vit', 6), ('convnet-a', 6), ('mlp', 8)])
+@pytest.mark.parametrize('family,width', [('resnet18', 8), ('resnet18-plain', 8), ('vit', 6), ('convnet-a', 6),
+                                          ('mlp', 8)])
 def test_resumes_to_the_same_bits(family, width, optimiser):
     "From a state dict and slots that were saved between epochs."
     x, y = colour(150, 8)
@@ -123,7 +129,8 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
         raise RuntimeError('operation not permitted when stream is capturing')
     monkeypatch.setattr(stack, 'capture', broken)
     plain, other = digit_engine((0, 1), 2), digit_engine((0, 1), 2)
-    with pytest.warns(UserWarning, match='not permitted when stream is capturing.*without, slower'): other.full_step = other.record()
+    with pytest.warns(UserWarning, match='not permitted when stream is capturing.*without, slower'):
+        other.full_step = other.record()
     assert plain.epoch(1) == other.epoch(1)
 
 
@@ -147,7 +154,8 @@ def test_a_failed_capture_leaves_its_stream(monkeypatch):
     def graph(g):
         at.append(Stream())
         yield
-    fakes = dict(Stream=Stream, CUDAGraph=object, current_stream=lambda: at[-1], stream=stream, graph=graph, set_stream=at.append)
+    fakes = dict(Stream=Stream, CUDAGraph=object, current_stream=lambda: at[-1], stream=stream, graph=graph,
+                 set_stream=at.append)
     for name, fake in fakes.items(): monkeypatch.setattr(torch.cuda, name, fake)
     taken = []
     def step():
@@ -168,14 +176,17 @@ def on_gpu(precision, stack, epochs=5, family='convnet-a', widths=(4, 6), **chan
 def gpu_networks(precision, family, widths):
     dtype = torch.float64 if precision == 'float64' else torch.float32
     x, y = (t.cuda() for t in colour(1200, 32))
-    return [build(family, w, seed=s).to('cuda', dtype).to(memory_format=torch.channels_last) for s, w in enumerate(widths)], x.to(dtype), y
+    return ([build(family, w, seed=s).to('cuda', dtype).to(memory_format=torch.channels_last)
+             for s, w in enumerate(widths)], x.to(dtype), y)
 
 
 @pytest.mark.cuda
 @cuda
 @pytest.mark.parametrize('precision,stack,family,widths,within', [
-    ('float32', True, 'convnet-a', (4, 6), 1e-5), ('float32', True, 'convnet-b', (16,), 1e-5), ('float32', False, 'vit', (12,), 1e-5),
-    ('tf32', True, 'convnet-a', (4, 6), 1e-3), ('tf32', True, 'convnet-b', (16,), 1e-3), ('tf32', True, 'convnet-a', (64,), 1e-3),
+    ('float32', True, 'convnet-a', (4, 6), 1e-5), ('float32', True, 'convnet-b', (16,), 1e-5),
+    ('float32', False, 'vit', (12,), 1e-5),
+    ('tf32', True, 'convnet-a', (4, 6), 1e-3), ('tf32', True, 'convnet-b', (16,), 1e-3),
+    ('tf32', True, 'convnet-a', (64,), 1e-3),
     ('float64', False, 'resnet18', (4,), 1e-10)]) # rounding grows by 1e5 in these steps of a ResNet
 def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, recwarn):
     "Over 50 steps, with the plain loop in true float32 or float64."
@@ -185,7 +196,8 @@ def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, re
     for i, net in enumerate(nets):
         with stack.fast_cuda('float32'): expected, _ = by_torch(net, x, y, RECIPE, i, range(1, 6))
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=within)
-        assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in e.models[i].state_dict().items()}
+        shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (net, e.models[i])]
+        assert shapes[0] == shapes[1]
 
 
 @pytest.mark.cuda

@@ -40,7 +40,8 @@ def untouched(tmp_path_factory):
     "Final weights of a run that was never interrupted."
     runs = tmp_path_factory.mktemp('untouched')
     assert start(runs).wait() == 0
-    return load_tensors(next(runs.rglob('epoch-00012.safetensors')))[0], load_frame(next(runs.rglob('history.parquet')))[0]
+    return (load_tensors(next(runs.rglob('epoch-00012.safetensors')))[0],
+            load_frame(next(runs.rglob('history.parquet')))[0])
 
 
 def test_killed_in_mid_epoch_again_and_again_ends_with_the_same_bits(runs, untouched):
@@ -88,7 +89,8 @@ def flip(path, at):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize('hurt', [lambda p: flip(p, -5), lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.write_bytes(b'')],
+@pytest.mark.parametrize('hurt', [lambda p: flip(p, -5), lambda p: p.write_bytes(p.read_bytes()[:-9]),
+                                  lambda p: p.write_bytes(b'')],
                          ids=['flipped', 'truncated', 'empty'])
 def test_damage_is_named_and_mended_only_when_asked(trained, hurt):
     weights, table = checkpoint_path(trained, 12), trained/'results.parquet'

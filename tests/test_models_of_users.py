@@ -1,4 +1,5 @@
-"Measures on models that people have: the right number, from plain autograd in float64 one sample at a time, or one sentence."
+"""Measures on models that people have: the right number, from plain autograd in float64 one sample at a time, or
+one sentence."""
 import copy
 import warnings
 
@@ -56,27 +57,35 @@ class LoRA(nn.Linear):
 
 def tied():
     a = nn.Linear(16, 16)
-    return Model(lambda m, x: m.c(torch.relu(F.linear(torch.relu(m.a(x.flatten(1))), m.a.weight))), a=a, c=nn.Linear(16, 3))
+    return Model(lambda m, x: m.c(torch.relu(F.linear(torch.relu(m.a(x.flatten(1))), m.a.weight))), a=a,
+                 c=nn.Linear(16, 3))
 
 
 MODELS = dict(
     relu=lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)),
     positions=lambda: Model(positions, patch=nn.Conv2d(1, 6, 2, 2), place=nn.Linear(2, 6), head=nn.Linear(6, 3)),
-    time_first=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x[:, 0].transpose(0, 1))).mean(0)), a=nn.Linear(4, 6), c=nn.Linear(6, 3)),
-    all_tokens=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x.reshape(-1, 4))).view(len(x), 4, 6).mean(1)), a=nn.Linear(4, 6), c=nn.Linear(6, 3)),
+    time_first=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x[:, 0].transpose(0, 1))).mean(0)), a=nn.Linear(4, 6),
+                             c=nn.Linear(6, 3)),
+    all_tokens=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x.reshape(-1, 4))).view(len(x), 4, 6).mean(1)),
+                             a=nn.Linear(4, 6), c=nn.Linear(6, 3)),
     experts=lambda: Model(experts, a=nn.Linear(16, 6), b=nn.Linear(16, 6), c=nn.Linear(6, 3)),
     in_place=lambda: Model(halves, n=nn.LayerNorm(16), a=nn.Linear(16, 2), b=nn.Linear(16, 1)),
-    scale=lambda: Model(lambda m, x: m.b(m.s(x.new_ones(len(x), 1)).exp() * torch.relu(m.a(x.flatten(1)))), s=nn.Linear(1, 6), a=nn.Linear(16, 6), b=nn.Linear(6, 3)),
-    gate=lambda: Model(lambda m, x: m.b(torch.sigmoid(m.s(x.new_ones(len(x), 1))) * torch.relu(m.a(x.flatten(1)))), s=nn.Linear(1, 6), a=nn.Linear(16, 6), b=nn.Linear(6, 3)),
+    scale=lambda: Model(lambda m, x: m.b(m.s(x.new_ones(len(x), 1)).exp() * torch.relu(m.a(x.flatten(1)))),
+                        s=nn.Linear(1, 6), a=nn.Linear(16, 6), b=nn.Linear(6, 3)),
+    gate=lambda: Model(lambda m, x: m.b(torch.sigmoid(m.s(x.new_ones(len(x), 1))) * torch.relu(m.a(x.flatten(1)))),
+                       s=nn.Linear(1, 6), a=nn.Linear(16, 6), b=nn.Linear(6, 3)),
     view=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x)).view(-1, 12)), a=nn.Conv2d(1, 3, 3), c=nn.Linear(12, 3)),
-    weight_norm=lambda: nn.Sequential(P.weight_norm(nn.Conv2d(1, 3, 3)), nn.ReLU(), nn.Flatten(), P.weight_norm(nn.Linear(12, 3))),
-    keyword=lambda: Model(lambda m, x: m.c(input=torch.relu(m.a(input=x.flatten(1)))), a=nn.Linear(16, 6), c=nn.Linear(6, 3)),
+    weight_norm=lambda: nn.Sequential(P.weight_norm(nn.Conv2d(1, 3, 3)), nn.ReLU(), nn.Flatten(),
+                                      P.weight_norm(nn.Linear(12, 3))),
+    keyword=lambda: Model(lambda m, x: m.c(input=torch.relu(m.a(input=x.flatten(1)))), a=nn.Linear(16, 6),
+                          c=nn.Linear(6, 3)),
     bare=lambda: Model(lambda m, x: F.linear(x.flatten(1), m.w), w=nn.Parameter(torch.randn(3, 16))),
     conv1d=lambda: Model(lambda m, x: m.c(x[:, 0]).mean(2), c=nn.Conv1d(4, 3, 2)),
     lora=lambda: nn.Sequential(nn.Flatten(), LoRA(16, 3)),
     gru=lambda: Model(lambda m, x: m.c(m.r(x[:, 0])[0][:, -1]), r=nn.GRU(4, 5, batch_first=True), c=nn.Linear(5, 3)),
     hardsigmoid=lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Hardsigmoid(), nn.Linear(6, 3)),
-    input_in_place=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x.mul_(2).flatten(1)))), a=nn.Linear(16, 6), c=nn.Linear(6, 3)),
+    input_in_place=lambda: Model(lambda m, x: m.c(torch.relu(m.a(x.mul_(2).flatten(1)))),
+                                 a=nn.Linear(16, 6), c=nn.Linear(6, 3)),
     tied=tied, data_parallel=lambda: nn.DataParallel(nn.Sequential(nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3))))
 
 
@@ -103,7 +112,8 @@ def reference(model, x, y):
 def test_right_numbers(name):
     torch.manual_seed(0)
     model, x, y = MODELS[name]().eval(), torch.randn(7, 1, 4, 4), torch.arange(7) % 3
-    slopes, norms, trace = reference(getattr(model, 'module', model), x, y) if name not in ('hardsigmoid', 'weight_norm') else (None, None, None)
+    slopes, norms, trace = reference(getattr(model, 'module', model), x,
+                                     y) if name not in ('hardsigmoid', 'weight_norm') else (None, None, None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for batch in (7, 3, 1):
@@ -114,18 +124,22 @@ def test_right_numbers(name):
     if trace is not None: assert abs(found.value - trace) < max(4 * found.error, 1e-4 * abs(trace))
 
 
-FLAT_FIRST = dict(tanh=(lambda: [nn.Tanh()], 0), hardswish=(lambda: [nn.Hardswish()], 300), gelu=(lambda: [nn.GELU()], 300))
+FLAT_FIRST = dict(tanh=(lambda: [nn.Tanh()], 0), hardswish=(lambda: [nn.Hardswish()], 300),
+                  gelu=(lambda: [nn.GELU()], 300))
 
 
 @pytest.mark.parametrize('name', FLAT_FIRST)
 def test_curved_networks_that_are_flat_on_the_first_samples(name):
     torch.manual_seed(0)
     make, factor = FLAT_FIRST[name]
-    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), *make(), nn.Linear(6, 3)), torch.randn(8, 1, 4, 4), torch.arange(8) % 3
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), *make(),
+                                nn.Linear(6, 3)), torch.randn(8, 1, 4, 4), torch.arange(8) % 3
     nn.init.zeros_(model[1].bias)
     x[:4] *= factor
     exact = copy.deepcopy(model).double()
-    hessian = lambda i: torch.autograd.functional.hessian(lambda v: F.cross_entropy(exact(v.view(1, 1, 4, 4)), y[i:i + 1]), x[i].double().flatten())
+    hessian = lambda i: torch.autograd.functional.hessian(lambda v: F.cross_entropy(exact(v.view(1, 1, 4, 4)),
+                                                                                    y[i:i + 1]),
+                                                          x[i].double().flatten())
     want = torch.stack([hessian(i).trace() for i in range(4, 8)])
     torch.testing.assert_close(input_hessian(model, x, y)['trace'][4:], want, rtol=1e-3, atol=1e-5)
 
@@ -136,7 +150,8 @@ def test_confident_samples_have_tiny_numbers(margin):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
     with torch.no_grad(): model[3].bias.copy_(torch.tensor([float(margin), 0, 0]))
     x, y = torch.randn(4, 1, 4, 4), torch.zeros(4, dtype=torch.long)
-    numbers = [loss_jacobian(model, x, y), gradient_norms(model, x, y)['total'], tangent_hessian(model, x, y, NORMALISE), hutchinson_trace(model, x, y, 3)['total'],
+    numbers = [loss_jacobian(model, x, y), gradient_norms(model, x, y)['total'],
+               tangent_hessian(model, x, y, NORMALISE), hutchinson_trace(model, x, y, 3)['total'],
                top_eigenvalues(model, x, y, k=1).values]
     for values in numbers: assert values.isfinite().all() and values.abs().max() < 1e-100
 
@@ -144,7 +159,8 @@ def test_confident_samples_have_tiny_numbers(margin):
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 13])
 def test_any_number_of_channels_and_any_default_type(channels):
     torch.manual_seed(0)
-    model, x, y = nn.Sequential(nn.Conv2d(channels, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)), torch.rand(3, channels, 8, 8), torch.arange(3)
+    model, x, y = nn.Sequential(nn.Conv2d(channels, 3, 3), nn.ReLU(), nn.Flatten(),
+                                nn.Linear(108, 3)), torch.rand(3, channels, 8, 8), torch.arange(3)
     usual = tangent_parts(model, x, y, Normalise((.5,) * channels, (.25,) * channels))
     torch.set_default_dtype(torch.float64)
     try: other = tangent_parts(model, x, y, Normalise((.5,) * channels, (.25,) * channels))
@@ -158,7 +174,8 @@ def test_refusals_name_the_reason():
     refused = {'other samples of its batch': nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), flat),
                'something random': Model(lambda m, x: m.a(F.dropout(x.flatten(1))), a=nn.Linear(16, 3)),
                'cut off from the input': Model(lambda m, x: m.a(x.detach().flatten(1)), a=nn.Linear(16, 3)),
-               '[0, z]': nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), 'not a tuple': Model(lambda m, x: (m.a(x.flatten(1)), x), a=nn.Linear(16, 3)),
+               '[0, z]': nn.Sequential(nn.Flatten(), nn.Linear(16, 1)),
+               'not a tuple': Model(lambda m, x: (m.a(x.flatten(1)), x), a=nn.Linear(16, 3)),
                'torch.float16 logits': Model(lambda m, x: m.a(x.flatten(1)).half(), a=nn.Linear(16, 3)),
                'fails on inputs': nn.Sequential(nn.Flatten(), nn.Linear(3, 3))}
     for reason, model in refused.items():

@@ -73,7 +73,8 @@ def here(root, monkeypatch):
     return lambda *args, **kw: CliRunner().invoke(papermill.cli.papermill, [str(a) for a in args], **kw)
 
 
-def figures(root): return sorted(p.name for p in (root/'figures').glob('*')) + sorted(p.name for p in (root/'figures').glob('.*'))
+def figures(root):
+    return sorted(p.name for p in (root/'figures').glob('*')) + sorted(p.name for p in (root/'figures').glob('.*'))
 
 
 def injected(path):
@@ -113,7 +114,8 @@ def test_open_pipe_on_stdin_as_module_from_elsewhere(root):
     assert (root/'nbs'/'figx.ipynb').read_bytes() == source
 
 
-@pytest.mark.parametrize('spelling', ['nbs/figx.ipynb', './nbs/../nbs//figx.ipynb', '{root}/nbs/figx.ipynb', '../{root.name}/nbs/figx.ipynb'])
+@pytest.mark.parametrize('spelling', ['nbs/figx.ipynb', './nbs/../nbs//figx.ipynb', '{root}/nbs/figx.ipynb',
+                                      '../{root.name}/nbs/figx.ipynb'])
 def test_any_spelling(root, here, spelling):
     assert here(spelling.format(root=root), '--prepare-only').exit_code == 0
     assert figures(root) == ['figx.ipynb']
@@ -150,7 +152,8 @@ def test_parameters(root, here, args, given, name):
 
 def test_parameters_from_a_pipe_are_read_once(root):
     os.mkfifo(root/'pipe.yaml')
-    done = start(['sh', '-c', f'echo "n: 8" > pipe.yaml & exec {TYPED[0]} nbs/figx.ipynb --prepare-only -f pipe.yaml'], root)
+    done = start(['sh', '-c', f'echo "n: 8" > pipe.yaml & exec {TYPED[0]} nbs/figx.ipynb --prepare-only -f pipe.yaml'],
+                 root)
     assert done.returncode == 0, done.stderr
     assert injected(root/'figures'/'figx-n8.ipynb') == {'n': 8}
 
@@ -268,9 +271,11 @@ def test_other_commands_called_papermill(here, root):
 def test_import_is_light_and_comes_in_any_order(first):
     heavy = "{'torch', 'pandas', 'matplotlib', 'fastcore', 'nbdev', 'smoothinterp.study'} & set(sys.modules)"
     code = f"import sys, {first}; print({heavy}, 'papermill' in sys.modules); import papermill.cli, click; " \
-           "print(papermill.engines.papermill_engines.get_engine('smoothinterp').__name__, click.Command.invoke.__module__)"
+           "print(papermill.engines.papermill_engines.get_engine('smoothinterp').__name__, " \
+           "click.Command.invoke.__module__)"
     done = start([sys.executable, '-c', code], HOME)
-    assert done.stdout == f"set() {first != 'smoothinterp.papermill_plugin'}\nNBClientEngine smoothinterp.papermill_plugin\n", done.stderr
+    loaded = first != 'smoothinterp.papermill_plugin'
+    assert done.stdout == f"set() {loaded}\nNBClientEngine smoothinterp.papermill_plugin\n", done.stderr
 
 
 def test_reload_does_not_plug_in_twice(monkeypatch):

@@ -30,7 +30,8 @@ def exported(tmp_path_factory):
     copy = tmp_path_factory.mktemp('sync')
     for name in ('settings.ini', 'nbs', 'smoothinterp'):
         source = ROOT/name
-        if source.is_dir(): shutil.copytree(source, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        if source.is_dir():
+            shutil.copytree(source, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
         else: shutil.copy(source, copy)
     for module in (copy/'smoothinterp').glob('*.py'):
         if module.name != '__init__.py': module.unlink()
@@ -48,6 +49,13 @@ def test_module_is_what_the_notebooks_export(exported):
 
 def test_notebooks_are_clean(exported):
     assert files(exported/'nbs', '*.ipynb') == files(ROOT/'nbs', '*.ipynb')
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_exported_lines_fit_110_columns(notebook):
+    cells = [''.join(c['source']) for c in json.loads(notebook.read_text())['cells']]
+    lines = [line for source in cells if source.startswith('#| export') for line in source.splitlines()]
+    assert [line for line in lines if len(line) > 110] == []
 
 
 def test_pages_are_made_from_their_sources():
@@ -74,8 +82,10 @@ def test_notebooks_open_cold(notebook):
 
 def test_the_module_needs_neither_nbdev_nor_fastcore():
     "Without them, and without papermill and its click, every module imports but the papermill plug-in itself."
-    names = [p.stem for p in (ROOT/'smoothinterp').glob('*.py') if not p.stem.startswith('_') and p.stem != 'papermill_plugin']
-    block = "import sys; [sys.modules.__setitem__(m, None) for m in ('fastcore', 'nbdev', 'IPython', 'papermill', 'click')]; "
+    names = [p.stem for p in (ROOT/'smoothinterp').glob('*.py') if not p.stem.startswith('_')
+             and p.stem != 'papermill_plugin']
+    block = ("import sys; [sys.modules.__setitem__(m, None) for m in ('fastcore', 'nbdev', 'IPython', 'papermill', "
+             "'click')]; ")
     run(sys.executable, '-c', block + '; '.join(f'import smoothinterp.{n}' for n in names), cwd=ROOT)
 
 

@@ -54,7 +54,8 @@ def test_networks_that_diverge_do_not_stop_the_others(runs):
     assert results(wild)['mean'].notna().all()
 
 
-@pytest.mark.parametrize('change,said', [(dict(noise=.3), 'noise: 0.2 on disk, 0.3 wanted'), (dict(family='convnet-b'), "family: 'convnet-a' on disk"),
+@pytest.mark.parametrize('change,said', [(dict(noise=.3), 'noise: 0.2 on disk, 0.3 wanted'),
+                                         (dict(family='convnet-b'), "family: 'convnet-a' on disk"),
                                          (dict(points=11), 'points: 10 on disk, 11 wanted')])
 def test_another_definition_under_the_same_name_is_refused(runs, change, said):
     sweep(SMOKE, [1], device='cpu')
@@ -64,10 +65,12 @@ def test_another_definition_under_the_same_name_is_refused(runs, change, said):
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
 def test_the_main_process_stays_small(runs, tmp_path):
-    "At most 180 MB above its imports (PyTorch for CUDA takes 350 MB more of them than that for CPUs), although its workers hold the images."
+    """At most 180 MB above its imports (PyTorch for CUDA takes 350 MB more of them than that for CPUs), although
+    its workers hold the images."""
     script = tmp_path/'main.py'
     script.write_text("""if __name__ == '__main__':
     from pathlib import Path
+    import smoothinterp.sweep
     from smoothinterp.cli import main
     def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) # kB
     imported = peak()
@@ -120,9 +123,12 @@ def test_a_worker_that_dies_loses_nothing_that_is_done(runs):
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(runs):
-    command = [Path(sys.executable).parent/'smoothinterp', 'sweep', 'digits', '--widths', '16', '--seeds', '0,1', '--device', 'cpu']
-    def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background is deaf to it
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c)
+    command = [Path(sys.executable).parent/'smoothinterp', 'sweep', 'digits', '--widths', '16', '--seeds', '0,1',
+               '--device', 'cpu']
+    def heed_ctrl_c():
+        signal.signal(signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background is deaf to it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, preexec_fn=heed_ctrl_c)
     while not list(runs.rglob('epoch-00000.safetensors')): time.sleep(.02)
     os.killpg(process.pid, signal.SIGINT) # as a terminal does, to the workers too
     _, said = process.communicate(timeout=60)
@@ -139,7 +145,8 @@ def test_a_study_file_with_its_own_data_from_the_command_line(runs, tmp_path):
 from dataclasses import replace
 from smoothinterp.data import digits
 from smoothinterp.study import SOURCES, STUDIES, Source
-SOURCES['flipped'] = Source(lambda study, seed: replace(digits(seed), x=digits(seed).x.flip(2)), classes=10, colours=1, images=1000)
+def flipped(study, seed): return replace(digits(seed), x=digits(seed).x.flip(2))
+SOURCES['flipped'] = Source(flipped, classes=10, colours=1, images=1000)
 mine = replace(STUDIES['smoke'], name='mine', data='flipped', widths=(1,), points=10, directions=1)
 ''')
     done = cli('sweep', 'mine.py', '--device', 'cpu', cwd=tmp_path)
@@ -153,14 +160,17 @@ def test_what_another_definition_left_is_not_mixed_in(runs):
     first = replace(SMOKE, recipe=replace(SMOKE.recipe, keep=(1, 2, 3)))
     with pytest.raises(Stopped): train_runs(first, [(1, 0)], report=stop)
     train_runs(replace(SMOKE, recipe=replace(SMOKE.recipe, lr=.01)), [(1, 0)])
-    assert sorted(p.name for p in (runs/'smoke/w001-s0').glob('epoch-*')) == ['epoch-00000.safetensors', 'epoch-00008.safetensors']
+    kept = sorted(p.name for p in (runs/'smoke/w001-s0').glob('epoch-*'))
+    assert kept == ['epoch-00000.safetensors', 'epoch-00008.safetensors']
 
 
 def test_force_throws_nothing_away_while_another_works(runs):
     train_runs(SMOKE, [(1, 0), (2, 0)])
-    with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'): train_runs(SMOKE, [(2, 0), (1, 0)], force=True)
+    with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'):
+        train_runs(SMOKE, [(2, 0), (1, 0)], force=True)
     assert all((run_folder(SMOKE, w, 0)/'run.json').exists() for w in (1, 2))
-    with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'): measure_run(SMOKE, 1, 0)
+    with only_one(run_folder(SMOKE, 1, 0)), pytest.raises(RuntimeError, match='another process'):
+        measure_run(SMOKE, 1, 0)
 
 
 def test_more_widths_than_the_study_has(runs):
@@ -191,8 +201,10 @@ def test_a_log_has_a_line_every_ten_seconds(monkeypatch, capsys):
     assert len(lines) == 12 and '\r' not in err and 'epoch 500' in lines[5] and '50%' in lines[5]
 
 
-@pytest.mark.parametrize('words,said', [(('--widths', '0'), 'from 1 to 64; did you mean 1?'), (('--seeds', '9'), 'from 0 to 2; did you mean 2?'),
-                                        (('--device', 'cuda'), '--device cpu'), (('--force', '--resume'), 'give one of them')])
+@pytest.mark.parametrize('words,said', [(('--widths', '0'), 'from 1 to 64; did you mean 1?'),
+                                        (('--seeds', '9'), 'from 0 to 2; did you mean 2?'),
+                                        (('--device', 'cuda'), '--device cpu'),
+                                        (('--force', '--resume'), 'give one of them')])
 def test_mistakes_are_answered_in_one_line(runs, words, said):
     if words[0] == '--device' and torch.cuda.is_available(): pytest.skip('there is a GPU')
     done = cli('sweep', 'smoke', *words)

@@ -1,4 +1,6 @@
-"Every measure on torchvision's classifiers at random weights; the cheap ones against autograd, one sample at a time in float64."
+"""Every measure on torchvision's classifiers at random weights.
+
+The cheap ones against autograd, one sample at a time in float64."""
 import copy
 import importlib
 import warnings
@@ -46,7 +48,8 @@ def reference(model, x, y):
         z = x[i:i + 1].double().requires_grad_()
         logits = model(z)
         loss = F.cross_entropy(logits, y[i:i + 1])
-        gx, *gw = torch.autograd.grad(loss, [z, *model.parameters()], retain_graph=True, materialize_grads=True)
+        sources = [z, *model.parameters()]
+        gx, *gw = torch.autograd.grad(loss, sources, retain_graph=True, materialize_grads=True)
         J = torch.stack([torch.autograd.grad(v, z, retain_graph=True)[0].flatten() for v in logits[0]])
         norms = gx.norm(), torch.stack([g.square().sum() for g in gw]).sum().sqrt()
         rows.append(torch.stack([loss.detach(), *norms, torch.linalg.matrix_norm(J, 2), J[y[i]].norm()]))
@@ -79,7 +82,7 @@ def test_curvature_is_a_number(case):
 
 
 def test_input_hessian_is_exact_or_refused(case):
-    "A piecewise linear network has no negative curvature; the others take a dense matrix of 3,072 columns, which is for one sample."
+    "A piecewise linear network has no negative curvature; the others take a dense matrix of 3,072 columns."
     model, x, y = case
     if not is_piecewise_linear(model, x): pytest.skip('smooth: a dense Hessian takes minutes')
     found = input_hessian(model, x, y)
