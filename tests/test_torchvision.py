@@ -42,7 +42,7 @@ def classifier(name, size):
 
 
 def reference(model, x, y):
-    "Cross-entropy, loss Jacobian, parameter gradient norm, top of J Jᵀ and norm of the target's row, by plain autograd."
+    "Cross-entropy, loss Jacobian, parameter gradient norm, ‖J‖ and norm of the target's row, by plain autograd."
     model, rows = copy.deepcopy(model).double().eval(), []
     for i in range(len(x)):
         z = x[i:i + 1].double().requires_grad_()
