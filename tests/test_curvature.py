@@ -33,13 +33,13 @@ def from_backpack(net, x, y, extension, name):
 def test_gradient_norms_are_backpacks(digits_net):
     net, x, y = digits_net
     theirs = sum(from_backpack(net, x, y, 'BatchL2Grad', 'batch_l2')).sqrt()
-    torch.testing.assert_close(gradient_norms(net, x, y)['whole'].float(), theirs, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient_norms(net, x, y)['total'].float(), theirs, rtol=1e-5, atol=0)
 
 
 def test_trace_is_backpacks(digits_net):
     net, x, y = digits_net
     theirs = sum(d.sum() for d in from_backpack(net, x, y, 'DiagGGNExact', 'diag_ggn_exact')).item() / len(x)
-    assert exact_trace(net, x, y)['whole'].mean().item() == pytest.approx(theirs, rel=1e-5)
+    assert exact_trace(net, x, y)['total'].mean().item() == pytest.approx(theirs, rel=1e-5)
 
 
 def test_hutchinson_is_the_trace_of_curvlinops_hessian():
@@ -49,7 +49,7 @@ def test_hutchinson_is_the_trace_of_curvlinops_hessian():
     x, y = data.inputs(data.x)[:16], data.y[:16]
     H = curvlinops.HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
     want = (H @ torch.eye(H.shape[1])).trace().item()
-    value, error = estimate(hutchinson_trace(net, x, y, draws=200)['whole'])
+    value, error = estimate(hutchinson_trace(net, x, y, draws=200)['total'])
     assert abs(value - want) < 4 * error
 
 
