@@ -207,13 +207,15 @@ def save_figure(
     folder: Path | None = None, # default: `figures_dir()`
 ) -> list[Path]:                # the picture, its vector form, its numbers
     """Write a figure and its tidy frame. Each file is whole or not there, and a frame that is the same is
-    left alone."""
+    left alone. The pictures carry the frame's checksum."""
     png, svg, parquet = ((folder or figures_dir())/f'{name}.{ending}' for ending in ('png', 'svg', 'parquet'))
     df = df.reset_index(drop=True)
     drawn = f'drawn from numbers with SHA-256 {frame_digest(df)}'
     with styled():
-        with atomic(png) as part: fig.savefig(part, format='png', metadata={'Software': None, 'Source': drawn})
-        with atomic(svg) as part: fig.savefig(part, format='svg', metadata={'Date': None, 'Source': drawn})
+        with atomic(png) as part:
+            fig.savefig(part, format='png', metadata={'Software': None, 'Source': drawn})
+        with atomic(svg) as part:
+            fig.savefig(part, format='svg', metadata={'Date': None, 'Source': drawn})
     if not _holds(parquet, df): save_frame(parquet, df, **provenance())
     return [png, svg, parquet]
 
