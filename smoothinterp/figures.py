@@ -19,7 +19,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from .core import atomic, figures_dir, load_frame, run_name, save_frame
+from .core import atomic, figures_dir, frame_digest, load_frame, run_name, save_frame
 from .results import threshold
 from .runs import provenance
 
@@ -207,16 +207,20 @@ def save_figure(
     folder: Path | None = None, # default: `figures_dir()`
 ) -> list[Path]:                # the picture, its vector form, its numbers
     """Write a figure and its tidy frame. Each file is whole or not there, and a frame that is the same is
-    left alone."""
+    left alone. The pictures carry the frame's checksum."""
     png, svg, parquet = ((folder or figures_dir())/f'{name}.{ending}' for ending in ('png', 'svg', 'parquet'))
+    df = df.reset_index(drop=True)
+    drawn = f'drawn from numbers with SHA-256 {frame_digest(df)}'
     with styled():
-        with atomic(png) as part: fig.savefig(part, format='png', metadata={'Software': None})
-        with atomic(svg) as part: fig.savefig(part, format='svg', metadata={'Date': None})
-    if not _holds(parquet, df): save_frame(parquet, df.reset_index(drop=True), **provenance())
+        with atomic(png) as part:
+            fig.savefig(part, format='png', metadata={'Software': None, 'Source': drawn})
+        with atomic(svg) as part:
+            fig.savefig(part, format='svg', metadata={'Date': None, 'Source': drawn})
+    if not _holds(parquet, df): save_frame(parquet, df, **provenance())
     return [png, svg, parquet]
 
 def _holds(path, df): # whether the file has these numbers
-    try: return load_frame(path)[0].equals(df.reset_index(drop=True))
+    try: return load_frame(path)[0].equals(df)
     except (FileNotFoundError, ValueError): return False
 
 # %% ../nbs/22_figures.ipynb #figures-28b
