@@ -60,6 +60,7 @@ DIGITS = Study('digits', 'digits', (.5, 1, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16), (0,
 SMALL = [DIGITS,
     Study('smoke', 'digits', (1, 2, 4), (0,), replace(FAST, epochs=8, stop_loss=0), size=8, points=50,
           directions=2),
+    replace(DIGITS, name='digits-seeds', seeds=tuple(range(3, 10)), recipe=FAST), # seven more seeds
     replace(DIGITS, name='digits-clean', noise=0.),
     replace(DIGITS, name='digits-noise10', noise=.1),
     replace(DIGITS, name='digits-noise15', noise=.15),
