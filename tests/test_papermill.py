@@ -90,7 +90,7 @@ def printed(path): return nbformat.read(path, 4).cells[-1].outputs[0].text
 def test_in_a_pipe(root):
     source = (root/'nbs'/'figx.ipynb').read_bytes()
     done = start([*TYPED, 'nbs/figx.ipynb', '-p', 'n', '5'], root)
-    assert (done.returncode, done.stdout) == (0, '')
+    assert (done.returncode, done.stdout) == (0, 'annannannannann\n') # what the cell prints
     assert done.stderr.count('The executed notebook goes to figures/figx-n5.ipynb\n') == 1
     assert figures(root) == ['figx-n5.ipynb']
     assert printed(root/'figures'/'figx-n5.ipynb') == 'annannannannann\n'
