@@ -62,7 +62,7 @@ def patches(layer: nn.Module, a: Tensor) -> Tensor: # input [N, ...] to [N, grou
 def positions(
     layer: nn.Module, delta: Tensor,
 ) -> Tensor: # output or its gradient [N, ...] to [N, groups, T, outputs]
-    "The same layout for the layer's output."
+    "A layer's output, or its gradient, laid out by output position as `patches` lays out its input."
     if isinstance(layer, nn.Linear): return delta.reshape(len(delta), 1, -1, delta.shape[-1])
     if delta.is_contiguous():
         return delta.reshape(len(delta), layer.groups, delta.shape[1] // layer.groups, -1).mT # no copy
