@@ -28,8 +28,8 @@ from .models import Pointwise
 def float32_products(kind: str): # 'ieee' or 'tf32'
     """Within: how a GPU multiplies float32 matrices and convolves, whichever of PyTorch's two settings is
     in use."""
-    matmul, cudnn, new = (torch.backends.cuda.matmul, torch.backends.cudnn,
-                          hasattr(torch.backends.cuda.matmul, 'fp32_precision'))
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    new = hasattr(matmul, 'fp32_precision')
     places = (matmul, cudnn.conv) if new else (matmul, cudnn)
     setting, value = ('fp32_precision', kind) if new else ('allow_tf32', kind == 'tf32')
     before = [getattr(place, setting) for place in places]
@@ -314,8 +314,8 @@ def batched(f: Callable) -> Callable:
     def measure(model, *tensors, batch: int | None = None, progress: bool = False, **options):
         model = validated_model(model)
         given = signature.bind(model, *tensors, **options).arguments
-        tensors, options = [given[n] for n in data], {n: v
-                                                      for n, v in given.items() if n not in (*data, 'model')}
+        tensors = [given[n] for n in data]
+        options = {n: v for n, v in given.items() if n not in (*data, 'model')}
         validate_inputs(given['x'], given.get('y'))
         batch = validated_batch(batch) or default_batch(model, given['x'])
         with frozen(model): return _joined(list(stream(f, model, tensors, batch, progress, options)))
