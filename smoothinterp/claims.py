@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['claim', 'per_seed', 'fall', 'nearness', 'rise', 'second_descent', 'rank_correlation', 'sharpness_claims',
-           'subset_claims', 'epoch_claims', 'class_claims', 'lipschitz_claims', 'acceleration_claims',
-           'curvature_claims', 'distance_claims', 'theorem_claims', 'all_claims', 'claims_table']
+           'subset_claims', 'epoch_claims', 'early', 'resnet_claims', 'class_claims', 'lipschitz_claims',
+           'acceleration_claims', 'curvature_claims', 'distance_claims', 'theorem_claims', 'all_claims', 'claims_table']
 
 # %% ../nbs/24_claims.ipynb #claims-02
 from collections.abc import Callable
@@ -134,6 +134,26 @@ def epoch_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # tidy: of 
     return [claim('fig5', 'from the threshold on, the test error makes a second descent over epochs',
                   at_width(at, 2 * at), .01)]
 
+# %% ../nbs/24_claims.ipynb #claims-13d
+def early(curve: pd.Series, at: float | None) -> float:
+    """How far the top of a curve's largest rise lies before the threshold: threshold divided by its width.
+    NaN without a threshold, or if the curve rises by less than 0.01."""
+    if at is None or rise(curve) < .01: return float('nan')
+    return at / (curve - curve.cummin()).idxmax()
+
+def resnet_claims(df: pd.DataFrame) -> list[dict]:
+    "Claims of paper A on Figure 6 that Figure 2 does not make: an early test error, a volume that stands apart."
+    at, (before, far) = threshold(df), sorted(df.loc[df['path'] == 'svd', 'volume'].unique())[-2:]
+    def last_step(measure, compare): # from the second largest volume to the largest, per seed
+        curves = [_over(df, measure, 'all', v).set_index(['seed', 'width'])['value'] for v in (before, far)]
+        return compare(*curves).groupby('seed').mean()
+    return [claim('fig6', 'the test error peaks before the threshold (threshold over width of the peak)',
+                  per_seed(_over(df, 'error', 'all', 0, 'test'), lambda c: early(c, at)), 1.1),
+            claim('fig6', 'the largest volume is sharper than the one before (ratio of Jacobians)',
+                  last_step('loss_jacobian', lambda a, b: b / a), 1.1),
+            claim('fig6', 'and less accurate (difference of accuracies)',
+                  last_step('accuracy', lambda a, b: a - b), .01)]
+
 # %% ../nbs/24_claims.ipynb #claims-13c
 def class_claims(df: pd.DataFrame) -> list[dict]:
     """Claims of paper A on Figure 7: double descent of the test error for classes with and without
@@ -231,6 +251,7 @@ def all_claims(
             + distance_claims(df) + theorem_claims(df))
     if 'noisy' in set(df['subset']): rows += subset_claims(df)
     if 'untouched' in set(df['subset']): rows += class_claims(df)
+    if df['measure'].str.startswith('distance:stage').any(): rows += resnet_claims(df)
     if way is not None: rows += epoch_claims(df, way) + acceleration_claims(df, way)
     return pd.DataFrame(rows)
 

@@ -74,7 +74,8 @@ def peak(quantity: str, curve: pd.Series) -> tuple[float, float]: # value, width
 COUNTERPARTS = { # from a study to published curves
     'convnet-cifar10': 'convnet-cifar10', 'convnet-cifar100': 'convnet-cifar100',
     'resnet18-plain-cifar10': 'resnet18-cifar10', 'vit-cifar10': 'vit-cifar10',
-    'convnet-a-cifar10': 'convnet-cifar10', 'cifar10-small': 'convnet-cifar10'}
+    'convnet-a-cifar10': 'convnet-cifar10', 'cifar10-small': 'convnet-cifar10',
+    'digits-resnet18-plain': 'resnet18-cifar10'}
 
 def counterpart(study: Study) -> str | None: # such as 'convnet-cifar10'
     "Name of the published curves that a study is compared with. None if there are none."

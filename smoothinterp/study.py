@@ -54,7 +54,7 @@ class Study:
 FAST = Recipe(epochs=300, lr=.02, warmup_from=.004, stop_loss=1e-3, init='he')
 DOUBLING = (1, 2, 4, 8, 16, 32, 64, 128, 256) # epochs whose weights are kept
 SMALL_MLP = Recipe(epochs=300, lr=2e-3, warmup_epochs=0, optimiser='adam', stop_loss=1e-3)
-SMALL_RESNET = Recipe(epochs=100, lr=1e-3, warmup_epochs=0, optimiser='adam', stop_loss=1e-3)
+SMALL_RESNET = replace(FAST, epochs=200, lr=.05, warmup_from=.01, keep=DOUBLING[:-1])
 DIGITS = Study('digits', 'digits', (.5, 1, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16), (0, 1, 2),
                replace(FAST, keep=DOUBLING), size=8, directions=2)
 SMALL = [DIGITS,
@@ -69,6 +69,8 @@ SMALL = [DIGITS,
             recipe=replace(SMALL_MLP, keep=DOUBLING)),
     replace(DIGITS, name='digits-resnet18', family='resnet18', widths=(.5, 1, 1.5, 2, 3, 4, 6, 8),
             recipe=SMALL_RESNET),
+    replace(DIGITS, name='digits-resnet18-plain', family='resnet18-plain', # without batch normalization
+            widths=(.5, 1, 2, 3, 4, 6, 8, 12), recipe=replace(SMALL_RESNET, lr=.02, warmup_from=.004)),
     Study('cifar10-small', 'cifar10', (1, 2, 4, 6, 8, 12, 16, 24), (0, 1, 2), replace(FAST, epochs=80),
           n=4000, size=16, points=500)]
 
