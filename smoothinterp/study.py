@@ -68,9 +68,10 @@ SMALL = [DIGITS,
     replace(DIGITS, name='digits-mlp', family='mlp', widths=(4, 8, 12, 16, 24, 32, 48, 64, 96, 128),
             recipe=replace(SMALL_MLP, keep=DOUBLING)),
     replace(DIGITS, name='digits-resnet18', family='resnet18', widths=(.5, 1, 1.5, 2, 3, 4, 6, 8),
-            recipe=SMALL_RESNET),
+            recipe=SMALL_RESNET, points=500),
     replace(DIGITS, name='digits-resnet18-plain', family='resnet18-plain', # without batch normalization
-            widths=(1, 2, 3, 4, 6, 8, 12), recipe=replace(SMALL_RESNET, lr=.02, warmup_from=.004)),
+            seeds=(0,), widths=(1, 2, 3, 4, 6, 8, 12), points=500,
+            recipe=replace(SMALL_RESNET, lr=.02, warmup_from=.004)),
     Study('cifar10-small', 'cifar10', (1, 2, 4, 6, 8, 12, 16, 24), (0, 1, 2), replace(FAST, epochs=80),
           n=4000, size=16, points=500)]
 
