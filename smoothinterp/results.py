@@ -397,10 +397,10 @@ def committed_frame(study: Study, name: str) -> pd.DataFrame: # tidy; empty if n
 
 # %% ../nbs/19_results.ipynb #results-36d
 def threshold(df: pd.DataFrame) -> float | None: # base width
-    """Interpolation threshold: the smallest width whose training error, averaged over seeds, is
-    below 5e-4. None if no width reaches it."""
-    error = df.query(
-        "split == 'train' and measure == 'error' and subset == 'all'").groupby('width')['mean'].mean()
+    """Interpolation threshold: the smallest width whose training error at the last epoch, averaged over
+    seeds, is below 5e-4. None if no width reaches it."""
+    errors = df.query("split == 'train' and measure == 'error' and subset == 'all'").sort_values('epoch')
+    error = errors.drop_duplicates(['study', 'width', 'seed'], keep='last').groupby('width')['mean'].mean()
     fits = error[error < 5e-4]
     return None if fits.empty else float(fits.index.min())
 
