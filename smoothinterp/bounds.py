@@ -67,8 +67,9 @@ def top_singular_value(
     "Operator norm of a linear map by Lanczos. `ArithmeticError` if `steps` do not reach `tol`."
     back, start = adjoint(f, x), torch.randn(x.shape, generator=torch.Generator().manual_seed(0),
                                              dtype=x.dtype).to(x.device)
+    rows = tridiagonal(lambda v: back(f(v)), start, memory=2)
     with torch.no_grad():
-        for k, (diagonal, off) in zip(range(steps), tridiagonal(lambda v: back(f(v)), start, 2), strict=False):
+        for k, (diagonal, off) in zip(range(steps), rows, strict=False):
             if k % 5 < 4 and off[-1] > tol * diagonal[0]: continue
             value, last = top_pair(diagonal, off[:-1])
             if off[-1] * abs(last) <= 2 * tol * value: return sqrt(max(value, 0))
