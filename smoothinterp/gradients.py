@@ -161,10 +161,12 @@ def true_squares(
         layers = {name: m for name, m in called_once(layers, calls, len(x)).items() if _leads_once(ways, m)}
         if not layers: return {}
         edges = [calls[name][0][1] for name in layers]
-        each = [_sample_gradients(logits[i] @ v[i].to(logits.dtype), edges, layers) for i in range(len(x))]
+        deltas = torch.autograd.grad(logits, edges, v.to(logits.dtype), retain_graph=len(x) == 1)
+        each = [_own_squares(logits if len(x) == 1 else logits_of(model, x[i:i + 1]), v[i], layers)
+                for i in range(len(x))]
     found = {}
-    for (name, layer), deltas, own in zip(layers.items(), *(zip(*part) for part in zip(*each))):
-        a, delta, own = calls[name][0][0], sum(deltas), torch.stack(own)
+    for (name, layer), delta, own in zip(layers.items(), deltas, zip(*each)):
+        a, own = calls[name][0][0], torch.stack(own)
         if len(delta) == len(x): found[name] = own, _tolerance(own, layer, a, delta), a, delta
     return found
 
@@ -173,11 +175,11 @@ def _own(layer): return [p for p in layer._parameters.values() if p is not None]
 def _leads_once(ways, layer): # whether there is one way in the graph to each of the layer's own parameters
     return all(ways[get_gradient_edge(p).node] == 1 for p in _own(layer))
 
-# of one sample: gradients at the layers' outputs; float64 squared norms at their parameters
-def _sample_gradients(value, edges, layers):
-    gradients = torch.autograd.grad(value, edges + sum(map(_own, layers.values()), []), retain_graph=True)
-    deltas, rest = gradients[:len(edges)], iter(gradients[len(edges):])
-    return deltas, [sum(next(rest).double().square().sum() for _ in _own(layer)) for layer in layers.values()]
+# logits [1, classes] of a sample that ran alone: float64 squared norms of v · logits by each layer
+def _own_squares(logits, v, layers):
+    parameters = [_own(layer) for layer in layers.values()]
+    gradients = iter(torch.autograd.grad(logits[0] @ v.to(logits.dtype), sum(parameters, [])))
+    return [sum(next(gradients).double().square().sum() for _ in own) for own in parameters]
 
 # 0.1 %, and the rounding of the largest gradient that these norms allow
 def _tolerance(want, layer, a, delta):
@@ -193,8 +195,8 @@ def linear_layers(
     model = validated_model(model)
     with frozen(model):
         x, layers = to_model(model, x[:3]), candidate_layers(model)
-        logits = logits_of(model, x)
-        v = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
+        classes = logits_of(model, x[:1]).shape[1]
+        v = torch.linspace(1, 2, len(x) * classes).to(x).view(-1, classes)
         true = true_squares(model, layers, x, v)
         return {name: layers[name] for name, known in true.items() if _formula_holds(layers[name], *known)}
 
