@@ -121,12 +121,12 @@ def parser() -> argparse.ArgumentParser:
 def _studies(a): print(studies_table())
 
 def _sweep(a):
-    from smoothinterp.study import check_run, find_study, run_folder
+    from smoothinterp.study import validate_run, find_study, run_folder
     from smoothinterp.sweep import plan, sweep
     study = find_study(a.study)
     widths, seeds = [*(a.widths or study.widths), *a.also], a.seeds or study.seeds
     for w in widths:
-        for s in seeds: check_run(study, w, s)
+        for s in seeds: validate_run(study, w, s)
     if a.resume and a.force:
         raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     device = 'auto' if a.engine == 'ray' else a.device
