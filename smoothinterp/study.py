@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FAST', 'DOUBLING', 'SMALL_MLP', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20',
            'CONVNET_B', 'LONG', 'FIVE_K', 'TENTH', 'STUDIES', 'SOURCES', 'BUILT_IN', 'Study', 'reduced', 'find_study',
-           'validate_run', 'validate_figure', 'noise_levels', 'Source', 'source', 'study_data', 'images', 'identity',
-           'network', 'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
+           'defined_here', 'validate_run', 'validate_figure', 'noise_levels', 'Source', 'source', 'study_data',
+           'images', 'identity', 'network', 'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
 
 # %% ../nbs/17_study.ipynb #study-02
 import hashlib
 import re
 import runpy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path
@@ -44,6 +44,7 @@ class Study:
     size: int = 32                  # image size in pixels per side
     points: int = 1000              # number of training points to measure at, from the first
     directions: int = 4             # SVD paths per point, P
+    file: str | None = field(default=None, compare=False, repr=False) # absolute path of its .py file
 
     def config(self, width: float) -> dict: # JSON
         "What identifies the runs of one base width, besides recipe and seed."
@@ -128,7 +129,11 @@ def _study_of_file(path):
     if not path.exists(): raise FileNotFoundError(f'no file {path}')
     found = [v for v in runpy.run_path(str(path)).values() if isinstance(v, Study)]
     if len(found) != 1: raise ValueError(f'{path} must define one Study, not {len(found)}')
-    return found[0]
+    return replace(found[0], file=str(path.absolute()))
+
+def defined_here(study: Study) -> Study: # the same, or what its file says now
+    "Run the file that defines a study, if any, so that a worker process knows its data and networks too."
+    return _study_of_file(Path(study.file)) if study.file else study
 
 # %% ../nbs/17_study.ipynb #study-10h
 def validate_run(study: str | Study, width: float, seed: int = 0) -> None:
