@@ -121,18 +121,18 @@ def parser() -> argparse.ArgumentParser:
 def _studies(a): print(studies_table())
 
 def _sweep(a):
-    from smoothinterp.study import check_run, find_study, run_folder
+    from smoothinterp.study import validate_run, find_study, run_folder
     from smoothinterp.sweep import plan, sweep
     study = find_study(a.study)
     widths, seeds = [*(a.widths or study.widths), *a.also], a.seeds or study.seeds
     for w in widths:
-        for s in seeds: check_run(study, w, s)
+        for s in seeds: validate_run(study, w, s)
     if a.resume and a.force:
         raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     device = 'auto' if a.engine == 'ray' else a.device
-    print(plan(a.study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
+    print(plan(study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
     if a.dry_run: return
-    sweep(a.study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
+    sweep(study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
 def _status(a):
@@ -142,8 +142,9 @@ def _status(a):
 def _measure(a):
     from smoothinterp.study import find_study, run_folder
     from smoothinterp.sweep import sweep
-    sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
-    print(f'all runs are measured, in {run_folder(find_study(a.study), 0, 0).parent}')
+    study = find_study(a.study)
+    sweep(study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
+    print(f'all runs are measured, in {run_folder(study, 0, 0).parent}')
 
 # %% ../nbs/26_cli.ipynb #cli-08b
 def _publish(a):
