@@ -482,7 +482,7 @@ class Report:
             for (row, name), (above, below) in zip(SHOWN.items(), axes.T):
                 above.set_title(name, fontsize=8)
                 draw_samples(above, self.values.get(row))
-                draw_standing(below, self.curves, row, value[row], self.study)
+                draw_standing(below, self.curves, row, value.get(row, math.nan), self.study)
             fig.legend(*below.get_legend_handles_labels(), loc='outside right center')
             fig.supxlabel(self.note, fontsize=6, color='.35')
         return fig
@@ -532,8 +532,8 @@ def smoothness(
     return Report(frame, values, index, x, y, _predictions(model, x, y), study, curves, note)
 
 def _compared(study): # results, and what is said of them
-    try: return results(study), (f'{study} is another data set with other networks: compare the place on its '
-                                 'curve, not the numbers.')
+    try: return results(study), (f'{study} has its own data and networks: unless they are yours too, compare '
+                                 'the place on its curve, not the numbers.')
     except FileNotFoundError as e: return None, f'Not compared with {study}: {e}'
 
 @batched
@@ -581,7 +581,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def images_in(folder: Path, how=None): # how: of `built`; to a data set of pairs
     "The images of a folder of class folders, as inputs. `FileNotFoundError` if there are none."
-    made = how if callable(how) and not isinstance(how, Normalise) else None
-    inputs = lambda image: to_pixels(picture(image)) if how is None else how(to_pixels(picture(image)))
     if not Path(folder).is_dir(): raise FileNotFoundError(f'no folder {folder}')
-    return torchvision_datasets().ImageFolder(folder, made or inputs, loader=Image.open)
+    normalize = how if isinstance(how, Normalise) else lambda pixels: pixels
+    inputs = lambda image: normalize(to_pixels(picture(image)))
+    return torchvision_datasets().ImageFolder(folder, inputs if how in (None, normalize) else how,
+                                              loader=Image.open)
