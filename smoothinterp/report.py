@@ -46,7 +46,7 @@ from .data import Data, Normalise, class_labels, picture, to_pixels, torchvision
 from .figures import WIDTH, styled, width_axis
 from .geodesic import sharpness_volumes, validate_pixels, volumes
 from .gradients import gradient_norms
-from .measures import (accuracy, cross_entropy, logit_jacobian, loss_jacobian, tangent_hessian,
+from .measures import (accuracy, logit_jacobian, loss_jacobian, sample_loss, tangent_hessian,
                                    tangent_parts)
 from .results import GROUPS, IMPOSSIBLE, results
 from .theorem2 import check_theorem2, ratio
@@ -161,8 +161,10 @@ def no_error(value: float) -> Estimate:
     return Estimate(float(value), math.nan)
 
 # %% ../nbs/25_report.ipynb #report-13
+@batched
 def _function(model, x, y):
-    return dict(error=1 - accuracy(model, x, y), cross_entropy=cross_entropy(model, x, y))
+    logits = logits_of(model, x, y)
+    return dict(error=(logits.argmax(1) != y).double(), cross_entropy=sample_loss(logits, y))
 
 def _slopes(model, x, y):
     norms = logit_jacobian(model, x, y)
@@ -172,7 +174,7 @@ def _slopes(model, x, y):
 MEASURES |= {
     'function': Measure(_function, dict(
         error='Share of these samples that the network classifies wrongly.',
-        cross_entropy='Mean loss of a sample in nats: how surely the labels are fitted.'), lambda C: 2.),
+        cross_entropy='Mean loss of a sample in nats: how surely the labels are fitted.'), lambda C: 1.),
     'loss_jacobian': Measure(lambda *a: dict(loss_jacobian=loss_jacobian(*a)), dict(
         loss_jacobian="How fast a sample's loss changes when its input moves: small for a smooth fit."),
         lambda C: 2.),
@@ -465,7 +467,7 @@ class Report:
     index: Tensor                # which items of the data set were read [n]
     x: Tensor                    # their inputs [n, C, H, W]
     y: Tensor                    # their labels [n]
-    predicted: Tensor            # their predictions [n]
+    model: nn.Module             # the network
     study: str                   # with which it is compared
     curves: pd.DataFrame | None  # results of the study, None if they are not there
     note: str                    # a sentence about this comparison
@@ -495,9 +497,10 @@ class Report:
         "Images of the samples with the largest values, each with its label and what is predicted."
         if vectors(self.x): raise ValueError('these samples are vectors, not images')
         at = self.sharpest(k, row)
-        titles = [f'{y}' if y == p else f'{y}, not {p}' for y, p in zip(self.y[at].tolist(),
-                                                                       self.predicted[at].tolist())]
-        return show_samples(self.x[at], [f'label {t}' for t in titles])
+        with frozen(self.model): found = logits_of(self.model, to_model(self.model, self.x[at])).argmax(1)
+        titles = [f'label {y}' if y == p else f'{y}, taken for {p}'
+                  for y, p in zip(self.y[at].tolist(), found.tolist())]
+        return show_samples(self.x[at], titles)
 
     def save(self, path: str | Path) -> Path:
         "Write one self-contained page with the table and the pictures."
@@ -529,15 +532,12 @@ def smoothness(
     error = frame.set_index('measure')['value']['error']
     frame['standing'] = ['' if curves is None else standing(curves, r.measure, r.value, error)
                          for r in frame.itertuples()]
-    return Report(frame, values, index, x, y, _predictions(model, x, y), study, curves, note)
+    return Report(frame, values, index, x, y, model, study, curves, note)
 
 def _compared(study): # results, and what is said of them
     try: return results(study), (f'{study} has its own data and networks: unless they are yours too, compare '
                                  'the place on its curve, not the numbers.')
     except FileNotFoundError as e: return None, f'Not compared with {study}: {e}'
-
-@batched
-def _predictions(model, x, y): return logits_of(model, x, y).argmax(1)
 
 # %% ../nbs/25_report.ipynb #report-53
 def measure(
