@@ -119,12 +119,12 @@ def bench_trace(net, x, y, exact):
 def trained_digits(width=6, steps=100):
     "A digits network after a little training, and 256 digits."
     data, net = digits(), build('convnet-a', width, 10, 1, 8).to(memory_format=torch.channels_last)
-    x, optimiser = data.inputs(data.x), torch.optim.Adam(net.parameters(), 1e-2)
+    x, optimizer = data.inputs(data.x), torch.optim.Adam(net.parameters(), 1e-2)
     for i in range(steps):
         part = slice(i % 8 * 125, i % 8 * 125 + 125)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(net(x[part]), data.y[part]).backward()
-        optimiser.step()
+        optimizer.step()
     return net, x[:256].to(memory_format=torch.channels_last), data.y[:256]
 
 

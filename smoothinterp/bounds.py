@@ -581,8 +581,8 @@ def distance_from_init(
     model, prefix = inside(model)
     init, now, parts = {k.removeprefix(prefix): v
                         for k, v in init.items()}, model.state_dict(), made_of(model)
-    lacking = [k for k in now if k in parts and parts[k] not in init and k not in init]
-    if lacking: raise KeyError(lacking[0])
+    missing_widths = [k for k in now if k in parts and parts[k] not in init and k not in init]
+    if missing_widths: raise KeyError(missing_widths[0])
     names = weight_names(model, now, parts)
     derived = [name for name in names if name not in now]
     if derived: now, init = now | computed(model, now, derived), computed(model, init, derived) | init

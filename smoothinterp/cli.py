@@ -91,7 +91,7 @@ OPTIONS = { # option → its settings
                    help='continue interrupted runs (default: done unless --force is given)'),
     'dry-run': dict(action='store_true',
                     help='print runs, hours per width and disk space only (default: off)'),
-    'model': dict(required=True, help='module:function that returns the network, alone or with the Normalise '
+    'model': dict(required=True, help='module:function that returns the network, alone or with the Normalize '
                                       'or transform of its images (default: none, it must be given)'),
     'weights': dict(help='state dict in a .safetensors or .pt file, never unpickled (default: as the '
                          'function returns the network)'),
@@ -132,18 +132,18 @@ def parser() -> argparse.ArgumentParser:
 def _studies(a): print(studies_table())
 
 def _sweep(a):
-    from smoothinterp.study import check_run, find_study, run_folder
+    from smoothinterp.study import validate_run, find_study, run_folder
     from smoothinterp.sweep import plan, sweep
     study = find_study(a.study)
     widths, seeds = [*(a.widths or study.widths), *a.also], a.seeds or study.seeds
     for w in widths:
-        for s in seeds: check_run(study, w, s)
+        for s in seeds: validate_run(study, w, s)
     if a.resume and a.force:
         raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     device = 'auto' if a.engine == 'ray' else a.device
-    print(plan(a.study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
+    print(plan(study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
     if a.dry_run: return
-    sweep(a.study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
+    sweep(study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
 def _status(a):
@@ -153,8 +153,9 @@ def _status(a):
 def _measure(a):
     from smoothinterp.study import find_study, run_folder
     from smoothinterp.sweep import sweep
-    sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
-    print(f'all runs are measured, in {run_folder(find_study(a.study), 0, 0).parent}')
+    study = find_study(a.study)
+    sweep(study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
+    print(f'all runs are measured, in {run_folder(study, 0, 0).parent}')
 
 # %% ../nbs/26_cli.ipynb #cli-08b
 def _publish(a):
@@ -177,13 +178,13 @@ def _figure(a):
 
 # %% ../nbs/26_cli.ipynb #cli-08r
 def _report(a):
-    from smoothinterp.data import Normalise
+    from smoothinterp.data import Normalize
     from smoothinterp.report import built, images_in, load_weights, smoothness
     sys.path.insert(0, os.getcwd())
     model, how = built(a.model)
     if a.weights: load_weights(model, a.weights)
     report = smoothness(model, images_in(a.data, how), seconds=a.seconds,
-                        normalize=how if isinstance(how, Normalise) else None)
+                        normalize=how if isinstance(how, Normalize) else None)
     print(report)
     if a.save: print(f'written: {report.save(a.save)}')
 

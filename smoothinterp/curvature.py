@@ -24,7 +24,7 @@ from .batches import (Scripted, batched, confirm_independent, default_batch, fro
                                   stream, to_model, twice_differentiable, validate_inputs, validated_batch,
                                   validated_model)
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
-                                    other_parameters, patches, positions, recorded, with_total)
+                                    other_parameters, patches, positions, recorded_calls, with_total)
 from .measures import sample_loss, softmax_root
 
 # %% ../nbs/11_curvature.ipynb #curvatur-05
@@ -341,7 +341,7 @@ def _gram_of_columns(model, x, layers):
 
 def _layer_blocks(model, x, layers, columns): # one per layer
     if not layers: return []
-    with recorded(layers) as calls: logits = logits_of(model, x)
+    with recorded_calls(layers) as calls: logits = logits_of(model, x)
     edges = [calls[name][0][1] for name in layers]
     deltas = [torch.autograd.grad(logits, edges, v, retain_graph=True) for v in columns]
     return [layer_rows(layer, calls[name][0][0], torch.stack(d, 1))
@@ -353,8 +353,8 @@ def layer_rows(
 ): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]
     "Per-sample gradients of a layer's parameters, 16 outputs at a time."
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)[:, None]
-        yield from ((v.flatten(3).sum(3) if v.ndim > 3 else v).flatten(0, 1) for v in (D * normalised, D))
+        normalized = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)[:, None]
+        yield from ((v.flatten(3).sum(3) if v.ndim > 3 else v).flatten(0, 1) for v in (D * normalized, D))
         return
     # [N, g, T, K], [N, J, g, T, O]
     A, P = patches(layer, a), positions(layer, D.flatten(0, 1)).unflatten(0, D.shape[:2])

@@ -42,7 +42,7 @@ from .bounds import layer_norms, upper_bounds
 from .core import atomic
 from .curvature import (Estimate, NoClosedForm, closed_form_layers, estimate, exact_trace,
                                     hutchinson_trace, top_eigenvalues)
-from .data import Data, Normalise, class_labels, picture, to_pixels, torchvision_datasets
+from .data import Data, Normalize, class_labels, picture, to_pixels, torchvision_datasets
 from .figures import WIDTH, styled, width_axis
 from .geodesic import sharpness_volumes, validate_pixels, volumes
 from .gradients import gradient_norms
@@ -102,18 +102,18 @@ def a_pair(item) -> tuple: # inputs, labels
     raise ValueError(f'the data set gives {what}: pass one that gives pairs (input, label)')
 
 # %% ../nbs/25_report.ipynb #report-07c
-def pixels_by(x: Tensor, normalize: Normalise | None) -> Normalise | None: # None if it is not known
+def pixels_by(x: Tensor, normalize: Normalize | None) -> Normalize | None: # None if it is not known
     "The normalization of images. `ValueError` if undoing the given one does not give pixels in [0, 1]."
     if x.ndim == 2 or len(x) == 0: return None
     if normalize:
         validate_pixels(normalize.inverse(x[:64].float()))
         return normalize
     low, high = x.aminmax()
-    return Normalise((0.,) * x.shape[1], (1.,) * x.shape[1]) if 0 <= low <= high <= 1 else None
+    return Normalize((0.,) * x.shape[1], (1.,) * x.shape[1]) if 0 <= low <= high <= 1 else None
 
-def samples(x, y, seconds: float, normalize: Normalise | None) -> tuple: # x, y, index, total N, normalize
+def samples(x, y, seconds: float, normalize: Normalize | None) -> tuple: # x, y, index, total N, normalize
     "What is to be measured. `ValueError` says what to pass instead of an invalid input."
-    if isinstance(x, Data): x, y, normalize = x.inputs(x.x), x.y, x.normalise
+    if isinstance(x, Data): x, y, normalize = x.inputs(x.x), x.y, x.normalize
     if y is None and (isinstance(x, Tensor) or hasattr(x, '__array__')):
         raise ValueError('labels are missing: pass y, integers [N], or a data set of pairs (input, label)')
     if y is None:
@@ -233,9 +233,9 @@ def _theorem2(model, x, y):
     return dict(theorem2=Estimate(value, value * t.trace.error / t.trace.value),
                 caveat='' if closed_form_layers(model, x) else 'random probes (Hutchinson)')
 
-def _paper_bound(model, x, y): return dict(bound_paper=no_error(layer_norms(model, x)['operator'].prod()))
+def _paper_bound(model, x, y): return dict(product_bound=no_error(layer_norms(model, x)['operator'].prod()))
 
-def _valid_bound(model, x, y): return dict(bound_valid=no_error(upper_bounds(model, x)['valid']))
+def _valid_bound(model, x, y): return dict(valid_bound=no_error(upper_bounds(model, x)['valid']))
 
 def _distance(model, x, y):
     raise ValueError('needs the weights before training, which a trained network no longer has: call '
@@ -254,11 +254,11 @@ MEASURES |= {
     'theorem2': Measure(_theorem2, dict(
         theorem2="Right over left side of paper B's theorem 2: at least 1 near a minimum; the closer to 1, "
                  'the more do flat weights say about smoothness.'), lambda C: 200.),
-    'bound_paper': Measure(_paper_bound, dict(
-        bound_paper="Product of the layers' norms (paper B, eq. 2); no bound where layers run side by side."),
+    'product_bound': Measure(_paper_bound, dict(
+        product_bound="Product of the layers' norms (paper B, eq. 2); no bound where layers run side by side."),
         lambda C: 100., once=True),
-    'bound_valid': Measure(_valid_bound, dict(
-        bound_valid='Valid upper bound on the slope of the logits everywhere, usually far above lipschitz.'),
+    'valid_bound': Measure(_valid_bound, dict(
+        valid_bound='Valid upper bound on the slope of the logits everywhere, usually far above lipschitz.'),
         lambda C: 100., once=True),
     'distance': Measure(_distance, dict(
         distance='Relative distance that training moved the weights.'), lambda C: 0., once=True)}
@@ -311,7 +311,7 @@ class Job:
     x: Tensor                    # inputs [n, C, H, W]
     y: Tensor                    # labels [n]
     total: int                   # samples that there are, n of them were read
-    normalize: Normalise | None  # of images, if it is known
+    normalize: Normalize | None  # of images, if it is known
     end: float                   # on the monotonic clock, seconds
     pace: float = math.inf       # seconds per pass and sample
 
@@ -326,7 +326,7 @@ class Job:
         "`ValueError` if a measure cannot be begun."
         if m.images and self.normalize is None:
             raise ValueError('needs images: these are vectors' if vectors(self.x) else
-                             'needs pixels: pass normalize=Normalise(mean, std) that gives these inputs')
+                             'needs pixels: pass normalize=Normalize(mean, std) that gives these inputs')
         needs = 2 * m.cost(classes) * self.pace
         if m.cost(classes) and (self.left < 0 or math.isfinite(needs) and needs > self.left):
             raise ValueError(f'no time: {max(self.left, 0):.0f} s are left and two samples take about '
@@ -518,7 +518,7 @@ def smoothness(
     x,                                   # inputs [N, C, H, W] or [N, D], a DataLoader or a data set of pairs
     y=None,                              # labels, integers [N], unless they are part of x
     seconds: float = 60,                 # time to spend
-    normalize: Normalise | None = None,  # what made the inputs of pixels in [0, 1]; default: nothing
+    normalize: Normalize | None = None,  # what made the inputs of pixels in [0, 1]; default: nothing
     study: str = 'digits',               # committed study to compare with
     progress: bool = True,               # show a progress bar with the time left
 ) -> Report:
@@ -552,14 +552,14 @@ def measure(
         return g
     return keep
 
-def study_rows(f: Callable, case) -> list[dict]: # case: of `smoothinterp.results`
+def study_rows(f: Callable, trained) -> list[dict]: # trained: of `smoothinterp.results`
     "Rows of a tidy frame: a measure at the points of a study and over volumes around them."
-    path = partial(svd_paths, directions=case.directions)
-    found = volumes(case.model, case.pixels, case.y, case.data.normalise, f, path)
-    return case.rows({f.__name__: f(case.model, case.x, case.y)}) + case.rows(found, 'svd')
+    path = partial(svd_paths, directions=trained.directions)
+    found = volumes(trained.model, trained.pixels, trained.y, trained.data.normalize, f, path)
+    return trained.rows({f.__name__: f(trained.model, trained.x, trained.y)}) + trained.rows(found, 'svd')
 
 # %% ../nbs/25_report.ipynb #report-63
-def built(spec: str) -> tuple: # 'module:function' to the network, and a Normalise, a function or None
+def built(spec: str) -> tuple: # 'module:function' to the network, and a Normalize, a function or None
     "Network that a function of a module returns, and what makes its inputs. `ValueError` if it is not there."
     module, _, name = spec.partition(':')
     try: made = getattr(importlib.import_module(module), name)()
@@ -582,7 +582,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def images_in(folder: Path, how=None): # how: of `built`; to a data set of pairs
     "The images of a folder of class folders, as inputs. `FileNotFoundError` if there are none."
     if not Path(folder).is_dir(): raise FileNotFoundError(f'no folder {folder}')
-    normalize = how if isinstance(how, Normalise) else lambda pixels: pixels
+    normalize = how if isinstance(how, Normalize) else lambda pixels: pixels
     inputs = lambda image: normalize(to_pixels(picture(image)))
     return torchvision_datasets().ImageFolder(folder, inputs if how in (None, normalize) else how,
                                               loader=Image.open)

@@ -19,7 +19,7 @@ from smoothinterp.bounds import layer_norms, upper_bounds
 from smoothinterp.checkpoints import load_run
 from smoothinterp.cli import main
 from smoothinterp.curvature import estimate, exact_trace, top_eigenvalues
-from smoothinterp.data import Normalise
+from smoothinterp.data import Normalize
 from smoothinterp.geodesic import sharpness_volumes
 from smoothinterp.gradients import gradient_norms
 from smoothinterp.measures import cross_entropy, logit_jacobian, loss_jacobian, tangent_hessian, tangent_parts
@@ -33,7 +33,7 @@ from smoothinterp.report import (
     same_error,
     standing,
 )
-from smoothinterp.results import GROUPS, Case, results
+from smoothinterp.results import GROUPS, TrainedNetwork, results
 from smoothinterp.theorem2 import check_theorem2
 
 ROOT = Path(__file__).parent.parent
@@ -44,13 +44,13 @@ N = 100
 def trained():
     "A network of the study digits, with the first N of its samples and their normalization."
     model, data = load_run('digits', 2.5)
-    return model, data.inputs(data.x[:N]), data.y[:N], data.normalise
+    return model, data.inputs(data.x[:N]), data.y[:N], data.normalize
 
 
 @pytest.fixture(scope='module')
 def report(trained):
-    model, x, y, normalise = trained
-    return smoothness(model, x, y, seconds=300, normalize=normalise, progress=False)
+    model, x, y, normalize = trained
+    return smoothness(model, x, y, seconds=300, normalize=normalize, progress=False)
 
 
 @pytest.fixture
@@ -71,11 +71,11 @@ def table(report): return report.frame.set_index('measure')
 
 
 def test_means_and_error_bars_are_those_of_direct_calls(trained, report):
-    model, x, y, normalise = trained
-    norms, parts = logit_jacobian(model, x, y), tangent_parts(model, x, y, normalise)
+    model, x, y, normalize = trained
+    norms, parts = logit_jacobian(model, x, y), tangent_parts(model, x, y, normalize)
     want = dict(cross_entropy=cross_entropy(model, x, y), loss_jacobian=loss_jacobian(model, x, y),
                 logit_operator=norms['operator'], logit_frobenius=norms['frobenius'],
-                tangent_hessian=tangent_hessian(model, x, y, normalise), tangent_smooth=parts['smooth'],
+                tangent_hessian=tangent_hessian(model, x, y, normalize), tangent_smooth=parts['smooth'],
                 tangent_kink=parts['kink'], gradient_norm=gradient_norms(model, x, y)['total'],
                 hessian_trace=exact_trace(model, x, y)['total'])
     for name, values in want.items():
@@ -90,14 +90,14 @@ def test_numbers_of_the_network_are_those_of_direct_calls(trained, report):
     assert value['error'] == 0
     assert value['lipschitz'] == pytest.approx(report.values['logit_operator'].square().mean().sqrt().item())
     assert value['hessian_lambda_max'] == pytest.approx(top_eigenvalues(model, x, y, 1, 1e-4).values.item(), rel=1e-3)
-    assert value['bound_valid'] == pytest.approx(upper_bounds(model, x)['valid'], rel=1e-4)
-    assert value['bound_paper'] == pytest.approx(layer_norms(model, x).operator.prod(), rel=1e-4)
+    assert value['valid_bound'] == pytest.approx(upper_bounds(model, x)['valid'], rel=1e-4)
+    assert value['product_bound'] == pytest.approx(layer_norms(model, x).operator.prod(), rel=1e-4)
     assert value['theorem2'] == pytest.approx(t.right / t.valid_left, rel=1e-4)
 
 
 def test_volumes_are_the_largest_of_geodesic(trained, report):
-    model, x, y, normalise = trained
-    found = sharpness_volumes(model, normalise.inverse(x).clamp(0, 1), y, normalise, partial(svd_paths, directions=2))
+    model, x, y, normalize = trained
+    found = sharpness_volumes(model, normalize.inverse(x).clamp(0, 1), y, normalize, partial(svd_paths, directions=2))
     for name in ('accuracy', 'loss_jacobian', 'tangent_hessian'):
         torch.testing.assert_close(report.values[f'volume_{name}'], found[name][:, -1])
 
@@ -167,16 +167,16 @@ def test_a_network_with_errors_has_no_theorem_and_vectors_no_pixels():
     rows = table(smoothness(mlp(activation=nn.GELU), x, y, progress=False))
     assert 'of these labels are not' in rows.loc['theorem2', 'why']
     assert 'vectors' in rows.loc['volume_loss_jacobian', 'why']
-    assert 'Hutchinson' in rows.loc['hessian_trace', 'why'] and 'GELU' in rows.loc['bound_valid', 'why']
+    assert 'Hutchinson' in rows.loc['hessian_trace', 'why'] and 'GELU' in rows.loc['valid_bound', 'why']
 
 
 def test_images_of_unknown_normalization_have_no_pixels(only, trained):
-    model, x, y, normalise = trained
+    model, x, y, normalize = trained
     only('function', 'tangent_hessian')
-    assert 'normalize=Normalise' in table(smoothness(model, x, y, progress=False)).loc['tangent_hessian', 'why']
+    assert 'normalize=Normalize' in table(smoothness(model, x, y, progress=False)).loc['tangent_hessian', 'why']
     with pytest.raises(ValueError, match='pixels must lie in'):
-        smoothness(model, x, y, normalize=Normalise((0.,), (1.,)), progress=False)
-    pixels = normalise.inverse(x).clamp(0, 1)
+        smoothness(model, x, y, normalize=Normalize((0.,), (1.,)), progress=False)
+    pixels = normalize.inverse(x).clamp(0, 1)
     assert table(smoothness(model, pixels, y, progress=False)).loc['tangent_hessian', 'kind'] == 'estimate'
 
 
@@ -297,7 +297,7 @@ def test_a_registered_measure_is_in_report_and_results(only, trained, monkeypatc
         model, x, y, _ = trained
         report = smoothness(model, x, y, progress=False)
         torch.testing.assert_close(report.values['total'], total(model, x, y))
-        rows = pd.DataFrame(GROUPS['total'](Case(model, {}, load_run('digits', 2.5)[1], N, 2)))
+        rows = pd.DataFrame(GROUPS['total'](TrainedNetwork(model, {}, load_run('digits', 2.5)[1], N, 2)))
         there = rows.query("subset == 'all' and volume == 0")
         assert [*there['path']] == ['none', 'svd'] and rows['volume'].max() == 5
         assert there['mean'].to_numpy() == pytest.approx(x.flatten(1).sum(1).mean().item(), rel=1e-4)
@@ -313,19 +313,19 @@ def test_the_package_knows_it_and_nothing_else():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, trained):
     "A folder to type commands in: a module that builds a network, its weights, and images by class."
-    at, (model, x, y, normalise) = tmp_path_factory.mktemp('shell'), trained
+    at, (model, x, y, normalize) = tmp_path_factory.mktemp('shell'), trained
     (at/'mynet.py').write_text(
         'from smoothinterp.checkpoints import load_run\n'
         'from torch import nn\n'
         'def build():\n'
         "    model, data = load_run('digits', 2.5, initial=True)\n"
-        '    return model, data.normalise\n'
+        '    return model, data.normalize\n'
         'def other(): return nn.Linear(3, 2)\n')
     save_file(model.state_dict(), at/'w.safetensors')
     torch.save(model.state_dict(), at/'w.pt')
     torch.save(dict(state_dict=model.state_dict(), epoch=3), at/'checkpoint.pt')
     torch.save(model, at/'whole.pt')
-    pixels = (normalise.inverse(x) * 255).round().byte()
+    pixels = (normalize.inverse(x) * 255).round().byte()
     for i in range(60):
         (at/'images'/f'{y[i]}').mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[i, 0].numpy()).save(at/f'images/{y[i]}/{i}.png')
