@@ -255,7 +255,7 @@ MEASURES |= {
         theorem2="Right over left side of paper B's theorem 2: at least 1 near a minimum; the closer to 1, "
                  'the more do flat weights say about smoothness.'), lambda C: 200.),
     'product_bound': Measure(_paper_bound, dict(
-        product_bound="Product of the layers' norms (paper B, eq. 2); no bound where layers run side by side."),
+        product_bound="Product of the layers' norms (paper B, eq. 2). No bound if layers run in parallel."),
         lambda C: 100., once=True),
     'valid_bound': Measure(_valid_bound, dict(
         valid_bound='Valid upper bound on the slope of the logits everywhere, usually far above lipschitz.'),
