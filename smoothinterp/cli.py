@@ -7,6 +7,7 @@ __all__ = ['ABOUT', 'OPTIONS', 'COMMANDS', 'ARGUMENTS', 'RUN', 'numbers', 'studi
 
 # %% ../nbs/26_cli.ipynb #cli-02
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -90,6 +91,14 @@ OPTIONS = { # option → its settings
                    help='continue interrupted runs (default: done unless --force is given)'),
     'dry-run': dict(action='store_true',
                     help='print runs, hours per width and disk space only (default: off)'),
+    'model': dict(required=True, help='module:function that returns the network, alone or with the Normalize '
+                                      'or transform of its images (default: none, it must be given)'),
+    'weights': dict(help='state dict in a .safetensors or .pt file, never unpickled (default: as the '
+                         'function returns the network)'),
+    'data': dict(required=True,
+                 help='folder with a folder of images per class (default: none, it must be given)'),
+    'seconds': dict(type=float, default=60, help='time to spend (default: 60)'),
+    'save': dict(help='HTML file to write, with pictures (default: none, the table is only printed)'),
     'study': dict(help="study to draw (default: the notebook's)"),
     'width': dict(type=float, help="base width to mark (default: the notebook's)")}
 
@@ -102,7 +111,9 @@ COMMANDS = { # command → its help, its argument, its options
     'measure': ('measure trained runs again', 'study', 'widths seeds workers device engine address'),
     'publish': ('add results and final weights of the runs measured here to checkpoints/', 'study',
                 'widths seeds'),
-    'figure': ('draw a figure', 'figure', 'study width')}
+    'figure': ('draw a figure', 'figure', 'study width'),
+    'report': ('measure how smoothly a network of your own fits its images', None,
+               'model weights data seconds save')}
 ARGUMENTS = dict(study=f'one of {", ".join(ABOUT)}, or a file such as mine.py',
                  figure='name of a figure notebook, such as fig2')
 
@@ -165,8 +176,21 @@ def _figure(a):
     words = [word for name, value in given.items() for word in ('-p', name, f'{value}')]
     sys.exit(subprocess.run([sys.executable, '-m', 'papermill', str(notebook), *words]).returncode)
 
+# %% ../nbs/26_cli.ipynb #cli-08r
+def _report(a):
+    from smoothinterp.data import Normalize
+    from smoothinterp.report import built, images_in, load_weights, smoothness
+    sys.path.insert(0, os.getcwd())
+    model, how = built(a.model)
+    if a.weights: load_weights(model, a.weights)
+    report = smoothness(model, images_in(a.data, how), seconds=a.seconds,
+                        normalize=how if isinstance(how, Normalize) else None)
+    print(report)
+    if a.save: print(f'written: {report.save(a.save)}')
+
 # %% ../nbs/26_cli.ipynb #cli-08d
-RUN = dict(studies=_studies, sweep=_sweep, status=_status, measure=_measure, publish=_publish, figure=_figure)
+RUN = dict(studies=_studies, sweep=_sweep, status=_status, measure=_measure, publish=_publish, figure=_figure,
+           report=_report)
 
 def main(argv: list[str] | None = None) -> None:
     "Run the console script: an error prints one line, Ctrl-C prints the command that continues."
