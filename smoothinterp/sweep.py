@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'LEGEND', 'cost', 'is_done', 'todo', 'fits_in_task', 'tasks', 'carry_out', 'fetch', 'sweep', 'run_seconds',
-           'trial', 'random_data', 'duration', 'plan', 'takes_minutes', 'announce', 'study_frame', 'progress']
+           'defined_in_worker', 'trial', 'random_data', 'duration', 'plan', 'takes_minutes', 'announce', 'study_frame',
+           'progress']
 
 # %% ../nbs/21_sweep.ipynb #sweep-02
 import sys
@@ -165,14 +166,23 @@ def run_seconds(
     device: str,     # 'cpu' or 'cuda'
 ) -> pd.DataFrame:   # rows are widths, columns `PARTS`, values in seconds
     """Seconds per run on this machine, timed in a worker process at up to five widths and
-    interpolated between them."""
+    interpolated between them. `attrs['start']`: seconds until a worker process can begin."""
     widths = sorted({*widths})
     few = sorted({widths[round(share * (len(widths) - 1))] for share in (0, .25, .5, .75, 1)})
+    began = time.monotonic()
     with pool('local', 1, device) as (submit, _):
+        submit(defined_in_worker, study).result()
+        start = time.monotonic() - began
         timed = [submit(trial, study, w).result() for w in few]
     at, known = ([cost(study, w) for w in ws] for ws in (widths, few))
-    return pd.DataFrame({part: np.interp(at, known, seconds) for part,
-                         seconds in zip(PARTS, zip(*timed))}, index=widths)
+    found = {part: np.interp(at, known, seconds) for part, seconds in zip(PARTS, zip(*timed))}
+    found = pd.DataFrame(found, index=widths)
+    found.attrs['start'] = start
+    return found
+
+def defined_in_worker(study: Study, device: str, notify: Callable) -> None:
+    "The least that a worker does: import the library, and run the file that defines the study."
+    defined_here(study)
 
 # %% ../nbs/21_sweep.ipynb #sweep-23a
 def trial(
@@ -243,7 +253,8 @@ def plan(
 # %% ../nbs/21_sweep.ipynb #sweep-23ca
 def _hours(study, runs, workers, device):
     "Table of hours per width, followed by the time of all runs."
-    hours = run_seconds(study, [w for w, _ in runs], device) / 3600
+    seconds = run_seconds(study, [w for w, _ in runs], device)
+    hours, start = seconds / 3600, seconds.attrs['start']
     unit = 'core-hours' if device == 'cpu' else 'GPU-hours'
     hours['all'] = hours.sum(axis=1)
     each = [sum(hours.loc[w, 'all'] for w, _ in task) for task in tasks(study, runs, device)]
@@ -253,7 +264,8 @@ def _hours(study, runs, workers, device):
              f'{"CPU" if device == "cpu" else torch.cuda.get_device_name()}')
     return (f'{unit} of a run, at most:\n{table}\n'
             f'all runs: at most {sum(each):.2g} {unit}, '
-            f'{duration(60 * max(sum(each) / workers, *each))} with {where}')
+            f'{duration(60 * max(sum(each) / workers, *each) + start / 60)} with {where}, '
+            f'{start:.0f} seconds of it to start')
 
 # %% ../nbs/21_sweep.ipynb #sweep-20
 def takes_minutes(study: Study, widths: Iterable[float]) -> bool:
