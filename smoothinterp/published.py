@@ -228,9 +228,9 @@ LABELS = dict(test_error='test error', train_error='train error', empirical_lips
 READINGS = dict(logit_operator='exact', logit_reshaped='Jacobian reshaped', product_bound='product of norms',
                 valid_bound='valid bound', product_bound_reshaped='product, kernels reshaped')
 
-def label(quantity: str) -> str: # such as 'distance, stage0_conv1'
+def label(quantity: str) -> str: # such as 'distance, stage0 conv1'
     "Name of a published quantity in tables and pictures."
-    return LABELS.get(quantity, quantity.replace('distance:', 'distance, '))
+    return LABELS.get(quantity, quantity.replace('distance:', 'distance, ').replace('_', ' '))
 
 def readable(table: pd.DataFrame) -> pd.DataFrame: # of text
     "Format a comparison: names, three significant digits, differences in per cent."
