@@ -1,16 +1,27 @@
-"""Gradient norms, trace and top eigenvalues in parameter space against BackPACK, PyHessian and curvlinops, in train
-steps."""
+"""Gradient norms, trace, eigenvalues and spectral density in parameter space against BackPACK, PyHessian and
+curvlinops, in train steps."""
 import contextlib
 import importlib.util
 import io
 import warnings
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from timing import interleaved, keep, ratios, table
 from torch import nn
 
-from smoothinterp.curvature import drawn_trace, estimate, exact_trace, hessian_product, top_eigenvalues
+from smoothinterp.curvature import (
+    drawn_trace,
+    estimate,
+    exact_trace,
+    hessian_product,
+    layer_blocks,
+    layer_eigenvalues,
+    quadrature,
+    smoothed,
+    top_eigenvalues,
+)
 from smoothinterp.data import digits
 from smoothinterp.gradients import gradient_norms
 from smoothinterp.models import build
@@ -119,20 +130,25 @@ def bench_trace(net, x, y, exact):
 def trained_digits(width=6, steps=100):
     "A digits network after a little training, and 256 digits."
     data, net = digits(), build('convnet-a', width, 10, 1, 8).to(memory_format=torch.channels_last)
-    x, optimiser = data.inputs(data.x), torch.optim.Adam(net.parameters(), 1e-2)
+    x, optimizer = data.inputs(data.x), torch.optim.Adam(net.parameters(), 1e-2)
     for i in range(steps):
         part = slice(i % 8 * 125, i % 8 * 125 + 125)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(net(x[part]), data.y[part]).backward()
-        optimiser.step()
+        optimizer.step()
     return net, x[:256].to(memory_format=torch.channels_last), data.y[:256]
+
+
+def in_double(net):
+    "The digits network in double precision."
+    exact = build('convnet-a', net.conv1.out_channels, 10, 1, 8).double()
+    exact.load_state_dict(net.state_dict())
+    return exact
 
 
 def bench_eigenvalues():
     net, x, y = trained_digits()
-    exact = build('convnet-a', 6, 10, 1, 8).double()
-    exact.load_state_dict(net.state_dict())
-    counted = {}
+    exact, counted = in_double(net), {}
     def ours():
         found = top_eigenvalues(net, x, y, k=3)
         counted['top_eigenvalues'] = found.products
@@ -143,7 +159,8 @@ def bench_eigenvalues():
     def train(): F.cross_entropy(net(x), y).backward()
     cases = {'train step': train, 'top_eigenvalues': ours}
     if installed('pyhessian'): cases['PyHessian'] = theirs
-    if installed('curvlinops'): cases['curvlinops, eigsh'] = lambda: curvlinops_top(net, x, y, counted)
+    if installed('curvlinops'):
+        cases['curvlinops, eigsh'] = lambda: curvlinops_top(net, x, y, list(net.parameters()), 3, counted)
     want = top_eigenvalues(exact, x.double(), y, k=3, tolerance=1e-12).values
     errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
     assert errors['top_eigenvalues'] < 1e-4 and max(errors.values()) < 5e-2, errors
@@ -160,18 +177,73 @@ def bench_eigenvalues():
            'train step', errors, goals)
 
 
-def curvlinops_top(net, x, y, counted):
-    "ARPACK on curvlinops' Hessian."
+def curvlinops_top(net, x, y, parameters, k, counted):
+    "ARPACK on curvlinops' Hessian by some parameters, float64 [k]."
     from curvlinops import HessianLinearOperator
     from scipy.sparse.linalg import LinearOperator, eigsh
-    H = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)], check_deterministic=False)
-    calls = []
+    H, calls = HessianLinearOperator(net, nn.CrossEntropyLoss(), parameters, [(x, y)], check_deterministic=False), []
     def times(v):
         calls.append(1)
         return (H @ torch.as_tensor(v, dtype=torch.float32).flatten()).double().numpy()
-    values = eigsh(LinearOperator(H.shape, times, dtype=float), 3, which='LA', tol=1e-4, return_eigenvectors=False)
-    counted['curvlinops'] = len(calls)
+    values = eigsh(LinearOperator(H.shape, times, dtype=float), k, which='LA', tol=1e-4, return_eigenvectors=False)
+    counted['curvlinops'] = counted.get('curvlinops', 0) + len(calls)
     return torch.tensor(values[::-1].copy())
+
+
+def bench_layers():
+    net, x, y = trained_digits()
+    parameters, blocks, counted = list(net.parameters()), layer_blocks(net), {}
+    def ours():
+        found = layer_eigenvalues(net, x, y).values()
+        counted['layer_eigenvalues'] = sum(e.products for e in found)
+        return torch.cat([e.values for e in found])
+    def theirs():
+        counted['curvlinops'] = 0
+        return torch.cat([curvlinops_top(net, x, y, [parameters[i] for i in block], 1, counted)
+                          for block in blocks.values()])
+    cases = {'train step': lambda: F.cross_entropy(net(x), y).backward(), 'layer_eigenvalues': ours}
+    if installed('curvlinops'): cases['curvlinops, eigsh'] = theirs
+    want = torch.cat([e.values for e in layer_eigenvalues(in_double(net), x.double(), y, tolerance=1e-12).values()])
+    errors = {k: close(f(), want) for k, f in list(cases.items())[1:]}
+    assert max(errors.values()) < 1e-4, errors
+    seconds = interleaved(cases, 5)
+    keep_all('largest eigenvalue per layer, digits', 6, seconds, 'layer_eigenvalues', errors['layer_eigenvalues'],
+             (None, 1e-4, {'curvlinops, eigsh': 1}))
+    keep('largest eigenvalue per layer, digits', 'Hessian-vector products', 6, counted['layer_eigenvalues'],
+         '<= 75 products')
+    report(f'Largest eigenvalue of {len(blocks)} layers, digits, w = 6, 256 samples; products: {counted}', seconds,
+           'layer_eigenvalues', 'train step', errors, {'layer_eigenvalues': '<= 1e-4', 'curvlinops, eigsh': '>= 1 x'})
+
+
+def removed_eig(T, eigenvectors):
+    "What PyHessian calls, `torch.eig`, which PyTorch no longer has, for a symmetric matrix."
+    values, vectors = torch.linalg.eigh(T)
+    return torch.stack([values, torch.zeros_like(values)], 1), vectors
+
+
+def bench_density(steps=50):
+    "Nodes and weights from the same probe, compared as the smoothed density that is drawn of them."
+    net, x, y = trained_digits()
+    torch.manual_seed(0)
+    signs = torch.cat([torch.randint_like(p, high=2).flatten() for p in net.parameters()]) * 2 - 1
+    def ours(net=net, x=x, signs=signs):
+        with hessian_product(net, x, y) as product: return quadrature(product, signs, steps)
+    def theirs():
+        torch.manual_seed(0)
+        with patch.object(torch, 'eig', removed_eig, create=True):
+            return [torch.tensor(v[0]).double() for v in pyhessian(net, x, y).density(iter=steps, n_v=1)]
+    cases = {'train step': lambda: F.cross_entropy(net(x), y).backward(), 'quadrature': ours}
+    if installed('pyhessian'): cases['PyHessian'] = theirs
+    exact = ours(in_double(net), x.double(), signs.double())
+    grid, width = torch.linspace(exact[0].min(), exact[0].max(), 1000).double(), exact[0].max().item() / 100
+    want = smoothed(*exact, grid, width)
+    errors = {k: ((smoothed(*f(), grid, width) - want).abs().max() / want.max()).item()
+              for k, f in list(cases.items())[1:]}
+    assert max(errors.values()) < 1e-3, errors
+    seconds, measure = interleaved(cases, 5), 'spectral density, digits, 50 products'
+    keep_all(measure, 6, seconds, 'quadrature', errors['quadrature'], (None, 1e-4, {'PyHessian': 1}))
+    report('Spectral density, one probe of 50 products, digits, w = 6, 256 samples; error over the peak', seconds,
+           'quadrature', 'train step', errors, {'quadrature': '<= 1e-4', 'PyHessian': '>= 1 x'})
 
 
 if __name__ == '__main__':
@@ -183,3 +255,5 @@ if __name__ == '__main__':
         bench_gradients(net, x, y, exact)
         bench_trace(net, x, y, exact)
     bench_eigenvalues()
+    bench_layers()
+    bench_density()

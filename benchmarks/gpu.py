@@ -19,7 +19,7 @@ from timing import table
 from smoothinterp.core import load_tensors
 from smoothinterp.data import CIFAR10, Data
 from smoothinterp.models import build
-from smoothinterp.results import Case, checkpoints_of, kept_rows, measure_network
+from smoothinterp.results import TrainedNetwork, checkpoints_of, kept_rows, measure_network
 from smoothinterp.runs import Run, Training, _engine
 from smoothinterp.stack import Engine, fast_cuda, gpu_group
 from smoothinterp.study import (
@@ -129,11 +129,11 @@ def measuring_seconds(study, width, device):
     folder = run_folder(study, width, 0)
     for epoch in study.recipe.keep:
         shutil.copy(folder/'epoch-00001.safetensors', folder/f'epoch-{epoch:05d}.safetensors')
-    tick, case = ticks(device), Case(network(study, width).to(device).eval(),
+    tick, trained = ticks(device), TrainedNetwork(network(study, width).to(device).eval(),
                                      load_tensors(folder/'epoch-00000.safetensors')[0],
                                      study_data(study, 0), study.points, study.directions)
-    left_out = measure_network(case)[1]
-    kept_rows(case, checkpoints_of(folder))
+    left_out = measure_network(trained)[1]
+    kept_rows(trained, checkpoints_of(folder))
     for name, why in left_out.items(): print(f'not measured at w = {width:g}: {name}, {why}')
     return tick()
 
@@ -160,7 +160,7 @@ if __name__ == '__main__':
     if not torch.cuda.is_available() and len(sys.argv) == 1:
         sys.exit(print('no GPU: skipped; name a small study of 3-channel images to try the projection on a CPU'))
     device, study = find_device(), replace(find_study(sys.argv[1]) if len(sys.argv) > 1 else CONVNET_B, data='random',
-                                           kind='symmetric')
+                                           noise_kind='symmetric')
     if device == 'cuda':
         x, y = data()
         speeds = [bench(width, x, y) for width in WIDTHS]

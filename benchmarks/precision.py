@@ -28,7 +28,7 @@ def trained(study, width, precision, device):
     train_runs(study, [(width, 0)], device)
     seconds = float('nan') if begun else time.perf_counter() - start
     (model, data), last = load_run(study, width), load_frame(run_folder(study, width, 0)/'history.parquet')[0].iloc[-1]
-    x = data.normalise(to_pixels(data.x[:study.points]))
+    x = data.normalize(to_pixels(data.x[:study.points]))
     return {'w': float(width), 'precision': precision, 'train error': last.train_error, 'test error': last.test_error,
             'Lipschitz': empirical_lipschitz(model.to(device), x, data.y[:study.points]), 'seconds': seconds}
 

@@ -16,7 +16,7 @@ RECIPE = Recipe(lr=.02, warmup_from=.004, init='he')
 
 
 def data(size, n):
-    "Inputs and noisy labels of each seed: the digits, or as many random images in colour."
+    "Inputs and noisy labels of each seed: the digits, or as many random images in color."
     if size == 8:
         datas = [with_noise(digits(seed), .2, seed) for seed in SEEDS]
         return [in_memory(d.inputs(d.x)) for d in datas], [d.y for d in datas]

@@ -29,13 +29,13 @@ class Images(Dataset):
     def __getitem__(self, i): return self.transform(Image.fromarray(self.images[i])), self.labels[i]
 
 
-def loader_epoch(model, optimiser, loader):
+def loader_epoch(model, optimizer, loader):
     total = 0
     for x, y in loader:
         loss = F.cross_entropy(model(x), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         total += loss.item() * len(y)
     return total / N
 
@@ -63,8 +63,8 @@ def bench(width):
     error = check(lambda: copy.deepcopy(net), images[:N], labels) if width <= 8 else float('nan')
     theirs, ours = copy.deepcopy(net), copy.deepcopy(net).to(memory_format=torch.channels_last)
     x, loader = in_memory(CIFAR10(to_pixels(images))), DataLoader(Images(images, labels), BATCH, shuffle=True)
-    optimiser, engine = sgd(theirs), Engine([ours], [x], [labels], RECIPE, [0])
-    seconds = interleaved({'loader': lambda: loader_epoch(theirs, optimiser, loader),
+    optimizer, engine = sgd(theirs), Engine([ours], [x], [labels], RECIPE, [0])
+    seconds = interleaved({'loader': lambda: loader_epoch(theirs, optimizer, loader),
                            'ours': lambda: engine.epoch(1),
                            'forward': lambda: [ours(part).sum().item() for part in x.split(BATCH)]}, 5)
     flop = 2 * (27_648 * width + 55_296 * width**2 + 80 * width)

@@ -178,7 +178,7 @@ def validate_inputs(x, y=None) -> None:
         raise ValueError(f'inputs must be images [N, C, H, W], not {shape or type(x).__name__}')
     if len(x) == 0: raise ValueError('there are no samples: N is 0')
     if not torch.as_tensor(x[:1]).is_floating_point():
-        raise ValueError('inputs must be normalised floating-point images, not '
+        raise ValueError('inputs must be normalized floating-point images, not '
                          f'{torch.as_tensor(x[:1]).dtype}')
     if y is None: return
     if labels != shape[:1]:
@@ -285,7 +285,7 @@ def stream(
                                              'going on with smaller ones')
                 batch, halved = (len(part[0]) + 1) // 2, True
                 continue
-            if start == 0 or len(part[0]) > 1: unconfirmed += last # a sample that was alone has no company
+            if start == 0 or len(part[0]) > 1: unconfirmed += last # one alone depends on no other
             if start == 0 or len(unconfirmed) >= batch: _confirm(model, unconfirmed)
             yield found
             start += len(part[0])

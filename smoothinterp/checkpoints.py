@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .core import DamagedFile, home, load_tensors, read_json
 from .data import Data
-from .runs import check_config, checkpoint_path, label_hash
+from .runs import validate_config, checkpoint_path, label_hash
 from .study import STUDIES, Study, find_study, identity, network, run_folder, run_id, study_data
 
 # %% ../nbs/18_checkpoints.ipynb #study-21
@@ -31,7 +31,7 @@ def load_run(
     study = find_study(study)
     tensors, meta = trained_weights(study, width, seed, initial)
     data = study_data(study, seed)
-    check_config(Path(study.name), meta['config'], identity(study, width, data) | dict(
+    validate_config(Path(study.name), meta['config'], identity(study, width, data) | dict(
         recipe=asdict(study.recipe), seed=seed, labels=label_hash(data)))
     model = network(study, width, seed)
     model.load_state_dict(tensors)

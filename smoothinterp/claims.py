@@ -169,7 +169,7 @@ def lipschitz_claims(df: pd.DataFrame) -> list[dict]:
     "Claims of paper B on its Figure 1, on its upper bound and on random inputs."
     at = threshold(df)
     slope = _over(df, 'logit_operator', column='rms')
-    bound = _over(df, 'bound_paper')
+    bound = _over(df, 'product_bound')
     both = lambda f: None if slope.empty or bound.empty else pd.Series({
         s: f(*(r[r['seed'] == s].set_index('width')['value'].sort_index() for r in (slope, bound)))
         for s in slope['seed'].unique()})

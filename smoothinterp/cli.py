@@ -7,6 +7,7 @@ __all__ = ['ABOUT', 'OPTIONS', 'COMMANDS', 'ARGUMENTS', 'RUN', 'numbers', 'studi
 
 # %% ../nbs/26_cli.ipynb #cli-02
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -37,7 +38,6 @@ ABOUT = { # study → data and networks
     'digits-asymmetric': 'as digits, 20% wrong labels in some classes only: 33 networks',
     'digits-mlp': 'multilayer perceptrons on 1,000 digits, 20% wrong labels: 30 networks',
     'digits-resnet18': 'ResNet18s on 1,000 digits, 20% wrong labels: 24 networks',
-    'digits-resnet18-plain': 'as digits-resnet18 without batch normalization, 20% wrong labels: 7 networks',
     'cifar10-small': 'ConvNets on 4,000 images of CIFAR-10 at 16 x 16 pixels, 20% wrong labels: 24 networks',
 }
 
@@ -91,6 +91,14 @@ OPTIONS = { # option → its settings
                    help='continue interrupted runs (default: done unless --force is given)'),
     'dry-run': dict(action='store_true',
                     help='print runs, hours per width and disk space only (default: off)'),
+    'model': dict(required=True, help='module:function that returns the network, alone or with the Normalize '
+                                      'or transform of its images (default: none, it must be given)'),
+    'weights': dict(help='state dict in a .safetensors or .pt file, never unpickled (default: as the '
+                         'function returns the network)'),
+    'data': dict(required=True,
+                 help='folder with a folder of images per class (default: none, it must be given)'),
+    'seconds': dict(type=float, default=60, help='time to spend (default: 60)'),
+    'save': dict(help='HTML file to write, with pictures (default: none, the table is only printed)'),
     'study': dict(help="study to draw (default: the notebook's)"),
     'width': dict(type=float, help="base width to mark (default: the notebook's)")}
 
@@ -103,7 +111,9 @@ COMMANDS = { # command → its help, its argument, its options
     'measure': ('measure trained runs again', 'study', 'widths seeds workers device engine address'),
     'publish': ('add results and final weights of the runs measured here to checkpoints/', 'study',
                 'widths seeds'),
-    'figure': ('draw a figure', 'figure', 'study width')}
+    'figure': ('draw a figure', 'figure', 'study width'),
+    'report': ('measure how smoothly a network of your own fits its images', None,
+               'model weights data seconds save')}
 ARGUMENTS = dict(study=f'one of {", ".join(ABOUT)}, or a file such as mine.py',
                  figure='name of a figure notebook, such as fig2')
 
@@ -122,18 +132,18 @@ def parser() -> argparse.ArgumentParser:
 def _studies(a): print(studies_table())
 
 def _sweep(a):
-    from smoothinterp.study import check_run, find_study, run_folder
+    from smoothinterp.study import validate_run, find_study, run_folder
     from smoothinterp.sweep import plan, sweep
     study = find_study(a.study)
     widths, seeds = [*(a.widths or study.widths), *a.also], a.seeds or study.seeds
     for w in widths:
-        for s in seeds: check_run(study, w, s)
+        for s in seeds: validate_run(study, w, s)
     if a.resume and a.force:
         raise ValueError('--resume goes on with what is there, --force throws it away: give one of them')
     device = 'auto' if a.engine == 'ray' else a.device
-    print(plan(a.study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
+    print(plan(study, widths, seeds, a.workers, a.force, device, hours=a.dry_run), flush=True)
     if a.dry_run: return
-    sweep(a.study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
+    sweep(study, widths, seeds, a.workers, a.force, a.device, a.engine, a.address)
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
 def _status(a):
@@ -143,8 +153,9 @@ def _status(a):
 def _measure(a):
     from smoothinterp.study import find_study, run_folder
     from smoothinterp.sweep import sweep
-    sweep(a.study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
-    print(f'all runs are measured, in {run_folder(find_study(a.study), 0, 0).parent}')
+    study = find_study(a.study)
+    sweep(study, a.widths, a.seeds, a.workers, False, a.device, a.engine, a.address, train=False)
+    print(f'all runs are measured, in {run_folder(study, 0, 0).parent}')
 
 # %% ../nbs/26_cli.ipynb #cli-08b
 def _publish(a):
@@ -165,8 +176,21 @@ def _figure(a):
     words = [word for name, value in given.items() for word in ('-p', name, f'{value}')]
     sys.exit(subprocess.run([sys.executable, '-m', 'papermill', str(notebook), *words]).returncode)
 
+# %% ../nbs/26_cli.ipynb #cli-08r
+def _report(a):
+    from smoothinterp.data import Normalize
+    from smoothinterp.report import built, images_in, load_weights, smoothness
+    sys.path.insert(0, os.getcwd())
+    model, how = built(a.model)
+    if a.weights: load_weights(model, a.weights)
+    report = smoothness(model, images_in(a.data, how), seconds=a.seconds,
+                        normalize=how if isinstance(how, Normalize) else None)
+    print(report)
+    if a.save: print(f'written: {report.save(a.save)}')
+
 # %% ../nbs/26_cli.ipynb #cli-08d
-RUN = dict(studies=_studies, sweep=_sweep, status=_status, measure=_measure, publish=_publish, figure=_figure)
+RUN = dict(studies=_studies, sweep=_sweep, status=_status, measure=_measure, publish=_publish, figure=_figure,
+           report=_report)
 
 def main(argv: list[str] | None = None) -> None:
     "Run the console script: an error prints one line, Ctrl-C prints the command that continues."

@@ -4,27 +4,31 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'estimate', 'NoClosedForm', 'confirm_closed_form', 'closed_form_layers', 'curvature_columns',
-           'exact_trace', 'drawn_trace', 'random_signs', 'gradient_graph', 'graph_hvp', 'confirm_parameter_derivatives',
-           'hessian_product', 'hutchinson_trace', 'hessian_trace', 'Eigenvalues', 'lanczos', 'ritz', 'top_eigenvalues',
-           'gauss_newton_gram', 'layer_rows', 'other_rows', 'smallest_eigenvalue']
+           'exact_trace', 'random_signs', 'drawn_trace', 'gradient_graph', 'graph_hvp', 'split_like',
+           'confirm_parameter_derivatives', 'hessian_product', 'hutchinson_trace', 'hessian_trace', 'tridiagonal',
+           'Eigenvalues', 'eigenpairs', 'ritz', 'lanczos', 'top_eigenvalues', 'layer_blocks', 'layer_eigenvalues',
+           'quadrature', 'SpectralDensity', 'smoothed', 'density_of', 'spectral_density', 'layer_rows', 'other_rows',
+           'gauss_newton_gram', 'smallest_eigenvalue']
 
 # %% ../nbs/11_curvature.ipynb #curvatur-02
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from .affine import confirm_second_derivative, curved_in, in_double
 from .batches import (Scripted, batched, confirm_independent, default_batch, frozen, logits_of,
                                   stream, to_model, twice_differentiable, validate_inputs, validated_batch,
                                   validated_model)
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
-                                    other_parameters, patches, positions, recorded, with_total)
+                                    other_parameters, patches, positions, recorded_calls, with_total)
 from .measures import sample_loss, softmax_root
 
 # %% ../nbs/11_curvature.ipynb #curvatur-05
@@ -59,6 +63,7 @@ def confirm_closed_form(
                        f'and BatchNorms, which are called once and have all parameters ({why}). Estimate it '
                        'with hutchinson_trace')
 
+# %% ../nbs/11_curvature.ipynb #curvatur-38e
 def closed_form_layers(
     model: nn.Module,
     x: Tensor,             # inputs [N, C, H, W]; three are tried here, `exact_trace` tries every batch
@@ -71,6 +76,7 @@ def closed_form_layers(
         except NoClosedForm: return {}
     return layers
 
+# %% ../nbs/11_curvature.ipynb #curvatur-38h
 def curvature_columns(logits: Tensor) -> tuple[Tensor, Tensor]: # [C-1, N, C] of order 1, scale float64 [N]
     "Vectors R_j with sum R_j R_jᵀ = diag(p) - p pᵀ, divided by the sample's scale."
     R, k = softmax_root(logits)
@@ -97,6 +103,7 @@ def _confirmed(model, x, v, layers, back): # what `back` finds, with every layer
                        'the trace has no closed '
                        'form there. Estimate it with hutchinson_trace')
 
+# %% ../nbs/11_curvature.ipynb #curvatur-38n
 def exact_trace(
     model: nn.Module,
     x: Tensor,          # inputs [N, C, H, W]
@@ -108,6 +115,11 @@ def exact_trace(
     model = validated_model(model)
     validate_inputs(x, y)
     return _exact_trace(model, x, y, layers=linear_layers(model, x), **kw)
+
+# %% ../nbs/11_curvature.ipynb #curvatur-46b
+def random_signs(shape: tuple, generator: torch.Generator) -> Tensor: # float32, +1 or -1
+    "Independent fair signs (Rademacher variables)."
+    return torch.randint(2, tuple(shape), generator=generator).float() * 2 - 1
 
 # %% ../nbs/11_curvature.ipynb #curvatur-46
 @batched
@@ -132,10 +144,6 @@ def drawn_trace(
     signs = random_signs((len(x), classes), torch.Generator().manual_seed(seed))
     return _drawn_trace(model, x, y, signs, layers=linear_layers(model, x), **kw)
 
-def random_signs(shape: tuple, generator: torch.Generator) -> Tensor: # float32, +1 or -1
-    "Independent fair signs (Rademacher variables)."
-    return torch.randint(2, tuple(shape), generator=generator).float() * 2 - 1
-
 # %% ../nbs/11_curvature.ipynb #curvatur-52
 def gradient_graph(model, x, y) -> list[Tensor]: # of a `differentiable` model, one per parameter
     "Gradient of the summed loss by the parameters, itself differentiable."
@@ -151,6 +159,12 @@ def graph_hvp(gradients: list, parameters: list, v: list) -> list[Tensor]: # one
     except torch.OutOfMemoryError: raise
     except RuntimeError as e: raise ValueError(f'the model cannot be differentiated twice: {e}') from e
 
+# %% ../nbs/11_curvature.ipynb #curvatur-52g
+def split_like(v: Tensor, tensors: list) -> list[Tensor]: # v [P]
+    "A vector's consecutive parts in the shapes of some tensors."
+    return [part.view_as(t) for part, t in zip(v.split([t.numel() for t in tensors]), tensors)]
+
+# %% ../nbs/11_curvature.ipynb #curvatur-52j
 def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: input of one sample [1, C, H, W]
     """`ValueError` if PyTorch's second derivative of the model by its parameters is not that of finite
     differences."""
@@ -168,11 +182,9 @@ def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: inp
             return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), parameters,
                                        materialize_grads=True, **kw)
         def at(point):
-            for p, part in zip(parameters, point.split([p.numel() for p in parameters])):
-                p.data.copy_(part.view_as(p))
+            for p, part in zip(parameters, split_like(point, parameters)): p.data.copy_(part)
             return flat(gradients())
-        along_u = [part.view_as(p) for part, p in zip(u.split([p.numel() for p in parameters]), parameters)]
-        product = flat(graph_hvp(gradients(create_graph=True), parameters, along_u))
+        product = flat(graph_hvp(gradients(create_graph=True), parameters, split_like(u, parameters)))
         confirm_second_derivative(at, start, u, product.detach())
 
 # %% ../nbs/11_curvature.ipynb #curvatur-52b
@@ -184,21 +196,31 @@ def hessian_product(
     batch: int | None = None, # samples at a time
     keep: int = 4,            # graphs are kept if there are at most so many batches
 ):
-    "Within: the function v → H v of the mean loss's Hessian, for vectors [P] of all parameters in order."
+    """Within: the function v → H v of the mean loss's Hessian, for vectors [P] of all parameters in order.
+    `product(v, block)`, with positions of some parameters, is for that diagonal block of H."""
     model = validated_model(model)
     validate_inputs(x, y)
     batch = validated_batch(batch) or default_batch(model, x)
     with differentiable(model) as named, twice_differentiable():
         for one in (x[:1], x[-1:]): confirm_parameter_derivatives(model, to_model(model, one))
-        parameters = list(named.values())
+        parameters, every = list(named.values()), range(len(named))
         batches = lambda f: stream(f, model, (x, y), batch)
         graphs = list(batches(gradient_graph)) if len(x) <= keep * batch else None
-        def product(v):
-            parts = [part.view_as(p) for part, p in zip(v.split([p.numel() for p in parameters]), parameters)]
-            hvp = lambda graph: torch.cat([h.flatten() for h in graph_hvp(graph, parameters, parts)])
+        def product(v, block=every):
+            inside = [parameters[i] for i in block]
+            along = lambda graph: graph_hvp([graph[i] for i in block], inside, split_like(v, inside))
+            hvp = lambda graph: torch.cat([h.flatten() for h in along(graph)])
             found = map(hvp, graphs) if graphs else batches(lambda *a: hvp(gradient_graph(*a)))
             return sum(found) / len(x)
         yield product
+
+# %% ../nbs/11_curvature.ipynb #curvatur-55b
+def _probes(model, x, y, draws, rng): # float64 [draws, parameters]
+    graph, parameters, values = gradient_graph(model, x, y), list(model.parameters()), []
+    for _ in range(draws):
+        v = [random_signs(p.shape, rng).to(p) for p in parameters]
+        values.append([(a * h).sum(dtype=torch.float64) for a, h in zip(v, graph_hvp(graph, parameters, v))])
+    return torch.tensor(values, dtype=torch.float64)
 
 # %% ../nbs/11_curvature.ipynb #curvatur-55
 def hutchinson_trace(
@@ -222,13 +244,6 @@ def hutchinson_trace(
                             progress, options)) / len(x))
         return with_total(by_layer(dict(zip(named, total.T.cpu()))))
 
-def _probes(model, x, y, draws, rng): # float64 [draws, parameters]
-    graph, parameters, values = gradient_graph(model, x, y), list(model.parameters()), []
-    for _ in range(draws):
-        v = [random_signs(p.shape, rng).to(p) for p in parameters]
-        values.append([(a * h).sum(dtype=torch.float64) for a, h in zip(v, graph_hvp(graph, parameters, v))])
-    return torch.tensor(values, dtype=torch.float64)
-
 # %% ../nbs/11_curvature.ipynb #curvatur-59
 def hessian_trace(
     model: nn.Module,
@@ -244,6 +259,23 @@ def hessian_trace(
     except NoClosedForm: values = hutchinson_trace(model, x, y, draws, seed, **kw)
     return {layer: estimate(v) for layer, v in values.items()}
 
+# %% ../nbs/11_curvature.ipynb #curvatur-63d
+def tridiagonal(
+    product: Callable,         # v → A v of a symmetric matrix, or of a symmetric linear map of tensors
+    start: Tensor,             # random vector [P], or tensor of any shape
+    memory: int | None = None, # vectors to keep, at least 2; default: all, orthogonalized twice
+) -> Iterator[tuple[list, list]]: # diagonal, off-diagonal; its last entry leads out of the matrix
+    "Lanczos' matrix of a symmetric matrix, one row and one product more at a time."
+    basis, diagonal, off_diagonal = [start / vector_norm(start)], [], []
+    while True:
+        w = product(basis[-1])
+        diagonal.append((w * basis[-1]).sum().item())
+        for q in basis * (1 if memory else 2): w = w - (w * q).sum() * q
+        off_diagonal.append(vector_norm(w).item())
+        yield diagonal, off_diagonal
+        basis.append(w / off_diagonal[-1])
+        if memory: basis = basis[-memory:]
+
 # %% ../nbs/11_curvature.ipynb #curvatur-63
 class Eigenvalues(NamedTuple):
     "Eigenvalues in descending order, with their errors."
@@ -257,6 +289,24 @@ class Eigenvalues(NamedTuple):
         values = [repr(Estimate(v.item(), e.item())) for v, e in zip(self.values, self.errors)]
         return f'{", ".join(values)} ({self.products} products)'
 
+# %% ../nbs/11_curvature.ipynb #curvatur-63h
+def eigenpairs(diagonal: list, off_diagonal: list) -> tuple[Tensor, Tensor]: # float64 [m] ascending, [m, m]
+    "Eigenvalues and eigenvectors of Lanczos' tridiagonal matrix. `ValueError` if it is not finite."
+    if not all(map(math.isfinite, diagonal)): raise ValueError('a Hessian-vector product is NaN or infinite')
+    diagonal, off = (torch.tensor(part, dtype=torch.float64) for part in (diagonal, off_diagonal[:-1]))
+    return torch.linalg.eigh(diagonal.diag() + off.diag(1) + off.diag(-1))
+
+def ritz(diagonal: list, off_diagonal: list, k: int, rounding: float) -> Eigenvalues:
+    "The k largest eigenvalues of Lanczos' tridiagonal matrix, and what is known of their errors."
+    values, vectors = eigenpairs(diagonal, off_diagonal)
+    gaps = (values[:, None] - values).abs().fill_diagonal_(torch.inf).amin(1)
+    floor = rounding * values.abs().max()
+    residuals = off_diagonal[-1] * vectors[-1].abs() + floor
+    errors = torch.minimum(residuals, residuals**2 / gaps + floor) if len(values) > 1 else residuals
+    top = slice(-k, None)
+    return Eigenvalues(*(v[top].flip(0) for v in (values, errors, residuals)), len(diagonal))
+
+# %% ../nbs/11_curvature.ipynb #curvatur-63m
 def lanczos(
     product: Callable,       # v → A v of a symmetric matrix
     start: Tensor,           # random vector [P]
@@ -266,30 +316,12 @@ def lanczos(
 ) -> Eigenvalues:
     """Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization; ends at
     `tolerance` or `max_iter`."""
-    Q, diagonal, off_diagonal, rounding = start[None] / start.norm(), [], [], torch.finfo(start.dtype).eps
-    while True:
-        w = product(Q[-1])
-        if not w.isfinite().all(): raise ValueError('a Hessian-vector product is NaN or infinite')
-        diagonal.append((w @ Q[-1]).item())
-        for _ in range(2): w = w - Q.T @ (Q @ w)
-        off_diagonal.append(w.norm().item())
+    rounding = torch.finfo(start.dtype).eps
+    for m, (diagonal, off_diagonal) in enumerate(tridiagonal(product, start), 1):
         found = ritz(diagonal, off_diagonal, k, rounding)
         scale = found.values.abs()
-        ended = off_diagonal[-1] <= 10 * rounding * scale.max() or len(Q) in (max_iter, len(start))
-        if ended or len(Q) > k and (found.errors <= tolerance * scale).all(): return found
-        Q = torch.cat([Q, w[None] / off_diagonal[-1]])
-
-def ritz(diagonal: list, off_diagonal: list, k: int, rounding: float) -> Eigenvalues:
-    "The k largest eigenvalues of Lanczos' tridiagonal matrix, and what is known of their errors."
-    off = torch.tensor(off_diagonal[:-1], dtype=torch.float64)
-    values, vectors = (torch.linalg.eigh(torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off.diag(1)
-                                         + off.diag(-1)))
-    gaps = (values[:, None] - values).abs().fill_diagonal_(torch.inf).amin(1)
-    floor = rounding * values.abs().max()
-    residuals = off_diagonal[-1] * vectors[-1].abs() + floor
-    errors = torch.minimum(residuals, residuals**2 / gaps + floor)
-    top = slice(-k, None)
-    return Eigenvalues(*(v[top].flip(0) for v in (values, errors, residuals)), len(diagonal))
+        ended = off_diagonal[-1] <= 10 * rounding * scale.max() or m in (max_iter, len(start))
+        if ended or m > k and (found.errors <= tolerance * scale).all(): return found
 
 # %% ../nbs/11_curvature.ipynb #curvatur-63b
 def top_eigenvalues(
@@ -311,20 +343,136 @@ def top_eigenvalues(
         start = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(next(model.parameters()))
         return lanczos(product, start, k, tolerance, max_iter)
 
-# %% ../nbs/11_curvature.ipynb #curvatur-69
-def gauss_newton_gram(
-    model: nn.Module,
-    x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000
-) -> Tensor:          # float64 [N (C-1), N (C-1)]
-    """Inner products of the columns J_nᵀ R_j / √N, whose eigenvalues are those of the mean Gauss-Newton
-    matrix but for zeros."""
-    model = validated_model(model)
-    validate_inputs(x)
-    with frozen(model): exact, first = in_double(copy.deepcopy(model), to_model(model, x[:1]))
-    if first.dtype != torch.float64:
-        raise ValueError('the model does not run in double precision, which small eigenvalues need')
-    with frozen(exact): return _gram_of_columns(exact, to_model(exact, x), linear_layers(exact, x))
+# %% ../nbs/11_curvature.ipynb #curvatur-67d
+def layer_blocks(model: nn.Module) -> dict[str, list[int]]: # layer → positions among the model's parameters
+    "Which parameters belong to each layer; a parameter of the model itself keeps its name."
+    blocks = {}
+    for i, (name, _) in enumerate(model.named_parameters()):
+        blocks.setdefault(name.rpartition('.')[0] or name, []).append(i)
+    return blocks
 
+# %% ../nbs/11_curvature.ipynb #curvatur-67c
+def layer_eigenvalues(
+    model: nn.Module,
+    x: Tensor,               # inputs [N, C, H, W]
+    y: Tensor,               # labels [N]
+    k: int = 1,              # how many per layer
+    tolerance: float = 1e-4, # relative error to reach
+    max_iter: int = 200,     # products per layer
+    seed: int = 0,           # of the starts
+    **kw,                    # batch, keep
+) -> dict[str, Eigenvalues]: # layer → eigenvalues
+    "Largest eigenvalues of each layer's diagonal block of the mean loss's Hessian, with error bars."
+    model = validated_model(model)
+    sizes, rng, found = [p.numel() for p in model.parameters()], torch.Generator().manual_seed(seed), {}
+    with hessian_product(model, x, y, **kw) as product:
+        for layer, block in layer_blocks(model).items():
+            size = sum(sizes[i] for i in block)
+            if not 1 <= k <= size:
+                raise ValueError(f'k must lie in 1..{size}, the number of parameters of {layer}, not {k}')
+            start = torch.randn(size, generator=rng).to(next(model.parameters()))
+            found[layer] = lanczos(partial(product, block=block), start, k, tolerance, max_iter)
+    return found
+
+# %% ../nbs/11_curvature.ipynb #curvatur-67j
+def quadrature(
+    product: Callable,      # v → A v of a symmetric matrix
+    start: Tensor,          # vector v [P]
+    steps: int,             # nodes, one product each
+) -> tuple[Tensor, Tensor]: # nodes and weights, float64 [steps]; weight 0 where fewer nodes are exact
+    "Lanczos quadrature: vᵀ f(A) v / vᵀv is the sum of weight times f(node), exact for degrees < 2 steps."
+    rounding = torch.finfo(start.dtype).eps
+    for m, (diagonal, off_diagonal) in enumerate(tridiagonal(product, start), 1):
+        ended = off_diagonal[-1] <= 10 * rounding * max(map(abs, diagonal + off_diagonal))
+        if ended or m in (steps, len(start)): break
+    nodes, vectors = eigenpairs(diagonal, off_diagonal)
+    return tuple(F.pad(part, (0, steps - m)) for part in (nodes, vectors[0]**2))
+
+# %% ../nbs/11_curvature.ipynb #curvatur-67o
+class SpectralDensity(NamedTuple):
+    "Density of eigenvalues, smoothed, with its error over random probes."
+    grid: Tensor    # float64 [points], eigenvalues
+    density: Tensor # float64 [points], mean over probes; its integral is 1
+    error: Tensor   # float64 [points], one standard error of the mean over probes; NaN for one probe
+    width: float    # standard deviation of the Gaussian in place of each eigenvalue
+    nodes: Tensor   # float64 [probes, steps], eigenvalues of Lanczos' matrices
+    weights: Tensor # float64 [probes, steps], of the nodes; their sum is 1 for each probe
+
+    def __repr__(self):
+        probes, steps = self.nodes.shape
+        low, high = self.grid[0].item(), self.grid[-1].item()
+        return (f'density of eigenvalues at {len(self.grid)} points in {low:.4g}..{high:.4g} '
+                f'({probes} probes of {steps} products)')
+
+def smoothed(nodes: Tensor, weights: Tensor, grid: Tensor, width: float) -> Tensor: # nodes [m] → [points]
+    "Sum of Gaussians at the nodes, each with its weight as integral."
+    return torch.exp(-((grid[:, None] - nodes) / width)**2 / 2) @ weights / (width * math.sqrt(2 * math.pi))
+
+# %% ../nbs/11_curvature.ipynb #curvatur-67t
+def density_of(
+    nodes: Tensor,               # float64 [probes, steps]
+    weights: Tensor,             # float64 [probes, steps]
+    width: float | None = None,  # of the Gaussians; default: 1% of the largest node in size
+) -> SpectralDensity:
+    "Smoothed density of quadratures, one per random probe, with its error. `ValueError` for a width of 0."
+    if width is None: width = nodes.abs().max().item() / 100
+    if not width > 0: raise ValueError(f'width must be positive, not {width}: give one if all nodes are 0')
+    found = nodes[weights > 0]
+    low, high = found.min().item() - 4 * width, found.max().item() + 4 * width
+    grid = torch.linspace(low, high, math.ceil(5 * (high - low) / width) + 1, dtype=torch.float64)
+    values = torch.stack([smoothed(n, w, grid, width) for n, w in zip(nodes, weights)])
+    spread = values.std(0) if len(values) > 1 else torch.full_like(grid, math.nan)
+    return SpectralDensity(grid, values.mean(0), spread / len(values)**.5, width, nodes, weights)
+
+# %% ../nbs/11_curvature.ipynb #curvatur-67r
+def spectral_density(
+    model: nn.Module,
+    x: Tensor,                   # inputs [N, C, H, W]
+    y: Tensor,                   # labels [N]
+    probes: int = 10,            # random vectors
+    steps: int = 100,            # products per probe
+    width: float | None = None,  # of the Gaussians; default: 1% of the largest eigenvalue in size
+    seed: int = 0,               # of the probes
+    **kw,                        # batch, keep
+) -> SpectralDensity:
+    """Spectral density of the mean loss's Hessian by stochastic Lanczos quadrature, for any network. Cost:
+    `probes` times `steps` Hessian-vector products, and memory for `steps` vectors of all parameters."""
+    model = validated_model(model)
+    if min(probes, steps) < 1:
+        raise ValueError(f'probes and steps must be at least 1, not {probes} and {steps}')
+    rng, like = torch.Generator().manual_seed(seed), next(model.parameters())
+    size = sum(p.numel() for p in model.parameters())
+    with hessian_product(model, x, y, **kw) as product:
+        found = [quadrature(product, random_signs((size,), rng).to(like), steps) for _ in range(probes)]
+    return density_of(*map(torch.stack, zip(*found)), width)
+
+# %% ../nbs/11_curvature.ipynb #curvatur-69b
+def layer_rows(
+    layer, a, D,
+): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]
+    "Per-sample gradients of a layer's parameters, 16 outputs at a time."
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        normalized = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)[:, None]
+        yield from ((v.flatten(3).sum(3) if v.ndim > 3 else v).flatten(0, 1) for v in (D * normalized, D))
+        return
+    # [N, g, T, K], [N, J, g, T, O]
+    A, P = patches(layer, a), positions(layer, D.flatten(0, 1)).unflatten(0, D.shape[:2])
+    for part in P.permute(0, 2, 1, 4, 3).split(16, 3): # [N, g, J, o, T]
+        yield (part.flatten(2, 3) @ A).unflatten(2, part.shape[2:4]).transpose(1, 2).flatten(2).flatten(0, 1)
+    if layer.bias is not None: yield P.sum(3).flatten(2).flatten(0, 1)
+
+# %% ../nbs/11_curvature.ipynb #curvatur-69f
+def other_rows(model, x, v, names: list[str]): # v [N, J, C]; yields [N J, parameters]
+    "Per-sample gradients of v · logits by any parameters, one sample and cotangent at a time."
+    if not names: return
+    with differentiable(model) as named:
+        logits = [logits_of(model, x[i:i + 1])[0] for i in range(len(x))]
+        for p in (named[name] for name in names):
+            yield torch.stack([torch.autograd.grad(z @ u, p, retain_graph=True,
+                                                   materialize_grads=True)[0].flatten()
+                               for z, us in zip(logits, v) for u in us])
+
+# %% ../nbs/11_curvature.ipynb #curvatur-69j
 def _gram_of_columns(model, x, layers):
     logits, _, back = backwards(model, x, None, layers)
     confirm_independent(model, x[-1:], logits[-1:].detach())
@@ -341,37 +489,27 @@ def _gram_of_columns(model, x, layers):
 
 def _layer_blocks(model, x, layers, columns): # one per layer
     if not layers: return []
-    with recorded(layers) as calls: logits = logits_of(model, x)
+    with recorded_calls(layers) as calls: logits = logits_of(model, x)
     edges = [calls[name][0][1] for name in layers]
     deltas = [torch.autograd.grad(logits, edges, v, retain_graph=True) for v in columns]
     return [layer_rows(layer, calls[name][0][0], torch.stack(d, 1))
             for (name, layer), *d in zip(layers.items(), *deltas)]
 
-# %% ../nbs/11_curvature.ipynb #curvatur-69b
-def layer_rows(
-    layer, a, D,
-): # input [N, ...], output gradients [N, J, ...]; yields float64 [N J, some parameters]
-    "Per-sample gradients of a layer's parameters, 16 outputs at a time."
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        normalised = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)[:, None]
-        yield from ((v.flatten(3).sum(3) if v.ndim > 3 else v).flatten(0, 1) for v in (D * normalised, D))
-        return
-    # [N, g, T, K], [N, J, g, T, O]
-    A, P = patches(layer, a), positions(layer, D.flatten(0, 1)).unflatten(0, D.shape[:2])
-    for part in P.permute(0, 2, 1, 4, 3).split(16, 3): # [N, g, J, o, T]
-        yield (part.flatten(2, 3) @ A).unflatten(2, part.shape[2:4]).transpose(1, 2).flatten(2).flatten(0, 1)
-    if layer.bias is not None: yield P.sum(3).flatten(2).flatten(0, 1)
+# %% ../nbs/11_curvature.ipynb #curvatur-69
+def gauss_newton_gram(
+    model: nn.Module,
+    x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000
+) -> Tensor:          # float64 [N (C-1), N (C-1)]
+    """Inner products of the columns J_nᵀ R_j / √N, whose eigenvalues are those of the mean Gauss-Newton
+    matrix but for zeros."""
+    model = validated_model(model)
+    validate_inputs(x)
+    with frozen(model): exact, first = in_double(copy.deepcopy(model), to_model(model, x[:1]))
+    if first.dtype != torch.float64:
+        raise ValueError('the model does not run in double precision, which small eigenvalues need')
+    with frozen(exact): return _gram_of_columns(exact, to_model(exact, x), linear_layers(exact, x))
 
-def other_rows(model, x, v, names: list[str]): # v [N, J, C]; yields [N J, parameters]
-    "Per-sample gradients of v · logits by any parameters, one sample and cotangent at a time."
-    if not names: return
-    with differentiable(model) as named:
-        logits = [logits_of(model, x[i:i + 1])[0] for i in range(len(x))]
-        for p in (named[name] for name in names):
-            yield torch.stack([torch.autograd.grad(z @ u, p, retain_graph=True,
-                                                   materialize_grads=True)[0].flatten()
-                               for z, us in zip(logits, v) for u in us])
-
+# %% ../nbs/11_curvature.ipynb #curvatur-69p
 def smallest_eigenvalue(
     model: nn.Module,
     x: Tensor,        # inputs [N, C, H, W], of a subset: N (C - 1) at most 5,000

@@ -29,6 +29,7 @@ WIDTH = 6.5 # inches, a text column
 @contextmanager
 def styled():
     "Within: pictures are drawn in the style of this project."
+    plt.draw_if_interactive() # loads the backend: within, a notebook would show the first picture only
     with plt.style.context('smoothinterp.paper'): yield
 
 def panels(
@@ -45,8 +46,8 @@ SUBSETS = dict(all='.25', clean='#0072B2', noisy='#D55E00', untouched='#009E73',
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9') # of curves that are neither
 NOISE = {0.: '#56B4E9', .1: '#009E73', .15: '#E69F00', .2: '#D55E00', .4: '#CC79A7'}
 
-def ordered(values, palette: str = 'viridis') -> dict: # value → colour
-    "A colour for each of some ordered values, from dark to light."
+def ordered(values, palette: str = 'viridis') -> dict: # value → color
+    "A color for each of some ordered values, from dark to light."
     values = sorted(values)
     return {v: plt.get_cmap(palette)(i / max(len(values), 2) * .95) for i, v in enumerate(values)}
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .affine import confirm_input_derivatives, has_linear_pieces, in_double
-from .augment import colour_draws, displace
+from .augment import color_draws, displace
 from .batches import (batched, default_batch, frozen, laid_out_like, logits_of, to_model,
                                   twice_differentiable, validate_inputs, validated_model)
-from .data import Normalise
+from .data import Normalize
 
 # %% ../nbs/08_measures.ipynb #measures-12
 @batched
@@ -157,8 +157,8 @@ def sharpness(
     return found | dict(tangent_smooth=norm(smooth) / M**.5, tangent_kink=norm(kink) / M**.5)
 
 @batched
-def _tangent(model, x, y, draws, *, normalise, clamp, delta, paper):
-    moved = normalise(displace(normalise.inverse(x), draws, clamp))
+def _tangent(model, x, y, draws, *, normalize, clamp, delta, paper):
+    moved = normalize(displace(normalize.inverse(x), draws, clamp))
     value = sharpness(model, x, moved, y, delta)['tangent_hessian']
     M = draws.shape[1]
     return value / (M**1.5 * delta) if paper else value
@@ -167,19 +167,19 @@ def tangent_hessian(
     model: nn.Module,
     x: Tensor,              # inputs [N, C, H, W]
     y: Tensor,              # labels [N]
-    normalise: Normalise,   # colours change in pixels, gradients are of inputs
+    normalize: Normalize,   # colors change in pixels, gradients are of inputs
     copies: int = 4,        # M, paper A's code
     delta: float = .1,      # paper A's code
     clamp: bool = False,    # clamp displaced pixels to [0, 1], as paper A's code does
     paper: bool = False,    # eq. 5's constant 1/(M² delta²) in place of the code's
-    seed: int = 44,         # of the colour changes, paper A's code
+    seed: int = 44,         # of the color changes, paper A's code
     **kw,                   # batch, progress
 ) -> Tensor:                # float64 [N]
     "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units."
     validate_inputs(x, y)
-    draws, batch = (colour_draws(len(x), x.shape[1], copies, seed=seed),
+    draws, batch = (color_draws(len(x), x.shape[1], copies, seed=seed),
                     max(1, default_batch(model, x) // (copies + 1)))
-    return _tangent(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta, paper=paper,
+    return _tangent(model, x, y, draws, normalize=normalize, clamp=clamp, delta=delta, paper=paper,
                     **{'batch': batch} | kw)
 
 # %% ../nbs/08_measures.ipynb #measures-32
@@ -270,15 +270,15 @@ def piecewise_linear_hvp(
 
 # %% ../nbs/08_measures.ipynb #measures-40b
 @batched
-def _tangent_parts(model, x, y, draws, *, normalise, clamp, delta):
-    v = sharpness(model, x, normalise(displace(normalise.inverse(x), draws, clamp)), y, delta, input_hvp)
+def _tangent_parts(model, x, y, draws, *, normalize, clamp, delta):
+    v = sharpness(model, x, normalize(displace(normalize.inverse(x), draws, clamp)), y, delta, input_hvp)
     return dict(finite=v['tangent_hessian'], smooth=v['tangent_smooth'], kink=v['tangent_kink'])
 
 def tangent_parts(
     model: nn.Module,
     x: Tensor,              # inputs [N, C, H, W]
     y: Tensor,              # labels [N]
-    normalise: Normalise,   # colours change in pixels
+    normalize: Normalize,   # colors change in pixels
     copies: int = 4,        # M
     delta: float = .1,
     clamp: bool = False,
@@ -289,9 +289,9 @@ def tangent_parts(
     model = validated_model(model)
     validate_inputs(x, y)
     with frozen(model): confirm_input_derivatives(model, to_model(model, x[:1]))
-    draws, batch = (colour_draws(len(x), x.shape[1], copies, seed=seed),
+    draws, batch = (color_draws(len(x), x.shape[1], copies, seed=seed),
                     max(1, default_batch(model, x) // (copies + 1)))
-    return _tangent_parts(model, x, y, draws, normalise=normalise, clamp=clamp, delta=delta,
+    return _tangent_parts(model, x, y, draws, normalize=normalize, clamp=clamp, delta=delta,
                           **{'batch': batch} | kw)
 
 # %% ../nbs/08_measures.ipynb #measures-43

@@ -111,18 +111,18 @@ def mean_losses(
 
 # %% ../nbs/15_stack.ipynb #engine-13b
 @torch.no_grad()
-def sgd_(params: list[Tensor], grads: list[Tensor], slots: list[list], lr: Tensor, t: Tensor,
+def sgd_(params: list[Tensor], grads: list[Tensor], state: list[list], lr: Tensor, t: Tensor,
          momentum: float) -> None:
-    "Update parameters and `slots` in place by stochastic gradient descent with momentum. `t` is not used."
-    torch._foreach_mul_(slots[0], momentum)
-    torch._foreach_add_(slots[0], grads)
-    torch._foreach_sub_(params, torch._foreach_mul(slots[0], lr))
+    "Update parameters and `state` in place by stochastic gradient descent with momentum. `t` is not used."
+    torch._foreach_mul_(state[0], momentum)
+    torch._foreach_add_(state[0], grads)
+    torch._foreach_sub_(params, torch._foreach_mul(state[0], lr))
 
 @torch.no_grad()
-def adam_(params: list[Tensor], grads: list[Tensor], slots: list[list], lr: Tensor, t: Tensor,
+def adam_(params: list[Tensor], grads: list[Tensor], state: list[list], lr: Tensor, t: Tensor,
           momentum: float) -> None:
-    "Update parameters and `slots` in place by Adam's t-th step, t from 1. `momentum` is not used."
-    (mean, square), dtype = slots, params[0].dtype
+    "Update parameters and `state` in place by Adam's t-th step, t from 1. `momentum` is not used."
+    (mean, square), dtype = state, params[0].dtype
     torch._foreach_lerp_(mean, grads, .1)
     torch._foreach_mul_(square, .999)
     torch._foreach_addcmul_(square, grads, grads, .001)
@@ -197,20 +197,20 @@ class Engine:
     seeds: list[int]             # of the order of each network's samples
     stack: bool = False          # train them as one network
     black: Tensor | None = None  # input value of a black pixel [C], for crops
-    start: list | None = None    # optimizer state of each network from `slots_of`; default: zero
+    start: list | None = None    # optimizer state of each network from `state_of`; default: zero
 
     def __post_init__(self):
         if len(self.models) > 1 and not self.stack:
             raise ValueError('several networks are trained stacked: stack=True')
         device = self.xs[0].device
-        company = 2 if self.stack and len(self.models) == 1 and device.type == 'cpu' else 1
-        models = self.models + [deepcopy(self.models[0])] * (company - 1)
+        copies = 2 if self.stack and len(self.models) == 1 and device.type == 'cpu' else 1
+        models = self.models + [deepcopy(self.models[0])] * (copies - 1)
         self.net = Stack(models, 8 if device.type == 'cuda' else 1) if self.stack else models[0]
-        self.params, (self.update, slots) = list(self.net.parameters()), UPDATES[self.recipe.optimiser]
-        self.slots = [[torch.zeros_like(p) for p in self.params] for _ in range(slots)]
+        self.params, (self.update, size) = list(self.net.parameters()), UPDATES[self.recipe.optimizer]
+        self.state = [[torch.zeros_like(p) for p in self.params] for _ in range(size)]
         for i, saved in enumerate(self.start or []):
-            for own, others in zip(self.slots_of(i), saved): torch._foreach_copy_(own, others)
-        self._load(self.xs * company, torch.stack(self.ys * company), self.seeds * company)
+            for own, others in zip(self.state_of(i), saved): torch._foreach_copy_(own, others)
+        self._load(self.xs * copies, torch.stack(self.ys * copies), self.seeds * copies)
         self.full_step = self.record() if device.type == 'cuda' else partial(self.step, self.rows)
 
     def _load(self, xs, y, seeds):
@@ -226,9 +226,9 @@ class Engine:
         self.total = torch.zeros(len(y), dtype=torch.double, device=device)
         self.batches = -(-y.shape[1] // self.recipe.batch)
 
-    def slots_of(self, i: int) -> list[list[Tensor]]: # each in the order of the network's parameters
+    def state_of(self, i: int) -> list[list[Tensor]]: # each in the order of the network's parameters
         "Optimizer state of network i (momentum; Adam's two moving averages), as views of the engine's."
-        return [self.net.windows(slot, i) if self.stack else slot for slot in self.slots]
+        return [self.net.windows(slot, i) if self.stack else slot for slot in self.state]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]: # [n, B] to inputs [B, n * C, H, W], labels [n, B]
         "Inputs (channels last) and labels of these rows, cropped and flipped if the recipe says so."
@@ -241,7 +241,7 @@ class Engine:
     def record(self) -> Callable[[], None]: # runs the step
         "Record the step of a full batch as a CUDA graph."
         self.net.train()
-        changed = [*self.params, *self.net.buffers(), *sum(self.slots, []), self.t, self.total]
+        changed = [*self.params, *self.net.buffers(), *sum(self.state, []), self.t, self.total]
         with fast_cuda(self.recipe.precision): return captured(partial(self.step, self.rows), changed)
 
     def step(self, rows: Tensor) -> None: # row numbers of the samples of each network, [n, B]
@@ -253,7 +253,7 @@ class Engine:
         losses = mean_losses(logits.to(x.dtype) if self.stack else logits.to(x.dtype)[None], y,
                              self.recipe.loss)
         self.t += 1
-        self.update(self.params, torch.autograd.grad(losses.sum(), self.params), self.slots, self.lr, self.t,
+        self.update(self.params, torch.autograd.grad(losses.sum(), self.params), self.state, self.lr, self.t,
                     self.recipe.momentum)
         self.total += losses.detach() * y.shape[1]
 

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FAST', 'DOUBLING', 'SMALL_MLP', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20',
            'CONVNET_B', 'LONG', 'FIVE_K', 'TENTH', 'STUDIES', 'SOURCES', 'BUILT_IN', 'Study', 'reduced', 'find_study',
-           'check_run', 'check', 'noise_levels', 'Source', 'source', 'study_data', 'images', 'identity', 'network',
-           'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
+           'defined_here', 'validate_run', 'validate_figure', 'noise_levels', 'Source', 'source', 'study_data',
+           'images', 'identity', 'network', 'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
 
 # %% ../nbs/17_study.ipynb #study-02
 import hashlib
 import re
 import runpy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path
@@ -38,22 +38,23 @@ class Study:
     seeds: tuple[int, ...]          # of weights, batches and label noise; for digits also of the split
     recipe: Recipe
     family: str = 'convnet-a'       # see `build`
-    noise: float = .2               # rate of wrong training labels, 0..1
-    kind: str = 'symmetric'         # kind of label noise, see `with_noise`
+    noise_rate: float = .2          # rate of wrong training labels, 0..1
+    noise_kind: str = 'symmetric'   # kind of label noise, see `with_noise`
     n: int | None = None            # number of training images; None = all
     size: int = 32                  # image size in pixels per side
     points: int = 1000              # number of training points to measure at, from the first
     directions: int = 4             # SVD paths per point, P
+    file: str | None = field(default=None, compare=False, repr=False) # absolute path of its .py file
 
     def config(self, width: float) -> dict: # JSON
         "What identifies the runs of one base width, besides recipe and seed."
         return dict(study=self.name, width=float(width)) | {
-            k: getattr(self, k) for k in ('data', 'family', 'noise', 'kind', 'n', 'size')}
+            k: getattr(self, k) for k in ('data', 'family', 'noise_rate', 'noise_kind', 'n', 'size')}
 
 # %% ../nbs/17_study.ipynb #study-07
 FAST = Recipe(epochs=300, lr=.02, warmup_from=.004, stop_loss=1e-3, init='he')
 DOUBLING = (1, 2, 4, 8, 16, 32, 64, 128, 256) # epochs whose weights are kept
-SMALL_MLP = Recipe(epochs=300, lr=2e-3, warmup_epochs=0, optimiser='adam', stop_loss=1e-3)
+SMALL_MLP = Recipe(epochs=300, lr=2e-3, warmup_epochs=0, optimizer='adam', stop_loss=1e-3)
 SMALL_RESNET = replace(FAST, epochs=200, lr=.05, warmup_from=.01, keep=DOUBLING[:-1])
 DIGITS = Study('digits', 'digits', (.5, 1, 1.5, 2, 2.5, 3, 4, 6, 8, 12, 16), (0, 1, 2),
                replace(FAST, keep=DOUBLING), size=8, directions=2)
@@ -61,10 +62,10 @@ SMALL = [DIGITS,
     Study('smoke', 'digits', (1, 2, 4), (0,), replace(FAST, epochs=8, stop_loss=0), size=8, points=50,
           directions=2),
     replace(DIGITS, name='digits-seeds', seeds=tuple(range(3, 10)), recipe=FAST), # seven more seeds
-    replace(DIGITS, name='digits-clean', noise=0.),
-    replace(DIGITS, name='digits-noise10', noise=.1),
-    replace(DIGITS, name='digits-noise15', noise=.15),
-    replace(DIGITS, name='digits-asymmetric', kind='asymmetric'),
+    replace(DIGITS, name='digits-clean', noise_rate=0.),
+    replace(DIGITS, name='digits-noise10', noise_rate=.1),
+    replace(DIGITS, name='digits-noise15', noise_rate=.15),
+    replace(DIGITS, name='digits-asymmetric', noise_kind='asymmetric'),
     replace(DIGITS, name='digits-mlp', family='mlp', widths=(4, 8, 12, 16, 24, 32, 48, 64, 96, 128),
             recipe=replace(SMALL_MLP, keep=DOUBLING)),
     replace(DIGITS, name='digits-resnet18', family='resnet18', widths=(.5, 1, 1.5, 2, 3, 4, 6, 8),
@@ -85,7 +86,7 @@ PAPER = [
     Study('convnet-cifar10', 'cifar10', ALL, SEEDS, KEPT, 'convnet-b'),
     Study('convnet-cifar100', 'cifar100', ALL, SEEDS, KEPT, 'convnet-b'),
     # paper A, section 4.5, Figure 7
-    Study('convnet-cifar100-asymmetric', 'cifar100', ALL, SEEDS, PAPER_A, kind='asymmetric'),
+    Study('convnet-cifar100-asymmetric', 'cifar100', ALL, SEEDS, PAPER_A, noise_kind='asymmetric'),
     # paper A, section 4.4, Figure 6
     Study('resnet18-cifar10', 'cifar10', ALL, SEEDS, PAPER_A_RESNET, 'resnet18'),
     # paper B, without batch normalization
@@ -112,7 +113,7 @@ FIVE_K = replace(CONVNET_B, name='convnet-cifar10-5k',
 TENTH = [FIVE_K, # a tenth of the images at full size
     replace(FIVE_K, name='convnet-a-cifar10-5k', family='convnet-a',
             widths=tuple(w for w in FIVE_K.widths if w <= 32)),
-    replace(FIVE_K, name='convnet-cifar10n-5k', data='cifar10n', noise=0.,
+    replace(FIVE_K, name='convnet-cifar10n-5k', data='cifar10n', noise_rate=0.,
             widths=tuple(w for w in FIVE_K.widths if 2 <= w <= 32))]
 STUDIES = {s.name: s for s in [*SMALL, *PAPER, *map(reduced, PAPER), LONG, *TENTH]}
 
@@ -131,10 +132,14 @@ def _study_of_file(path):
     if not path.exists(): raise FileNotFoundError(f'no file {path}')
     found = [v for v in runpy.run_path(str(path)).values() if isinstance(v, Study)]
     if len(found) != 1: raise ValueError(f'{path} must define one Study, not {len(found)}')
-    return found[0]
+    return replace(found[0], file=str(path.absolute()))
+
+def defined_here(study: Study) -> Study: # the same, or what its file says now
+    "Run the file that defines a study, if any, so that a worker process knows its data and networks too."
+    return _study_of_file(Path(study.file)) if study.file else study
 
 # %% ../nbs/17_study.ipynb #study-10h
-def check_run(study: str | Study, width: float, seed: int = 0) -> None:
+def validate_run(study: str | Study, width: float, seed: int = 0) -> None:
     "Validate study, base width and seed of a run. `ValueError` if one is not possible."
     study = find_study(study)
     low, high, last = min(study.widths), max(64, *study.widths), max(2, *study.seeds)
@@ -150,24 +155,24 @@ def check_run(study: str | Study, width: float, seed: int = 0) -> None:
         raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}; '
                          f'did you mean {last if seed > last else 0}?')
 
-def check(study: str | Study, width: float = 0) -> None: # width: base width, 0 = all widths
+def validate_figure(study: str | Study, width: float = 0) -> None: # width: base width, 0 = all widths
     "Validate `study` and `width` (0 = all widths) of a figure. `ValueError` if one is not possible."
     find_study(study)
-    if width != 0 or isinstance(width, bool): check_run(study, width)
+    if width != 0 or isinstance(width, bool): validate_run(study, width)
 
 # %% ../nbs/17_study.ipynb #study-10b
 def noise_levels(study: str | Study) -> list[Study]: # by increasing noise rate
     "A study and all studies that differ from it only in name and noise rate."
     study = find_study(study)
-    same = [s for s in STUDIES.values() if replace(s, name=study.name, noise=study.noise) == study]
-    return sorted(same if study in same else [*same, study], key=lambda s: s.noise)
+    same = [s for s in STUDIES.values() if replace(s, name=study.name, noise_rate=study.noise_rate) == study]
+    return sorted(same if study in same else [*same, study], key=lambda s: s.noise_rate)
 
 # %% ../nbs/17_study.ipynb #study-13
 class Source(NamedTuple):
     "Where a study's images come from, and how many there are."
     load: Callable       # (study, seed) to `Data` without label noise
     classes: int         # number of classes
-    colours: int         # color channels
+    colors: int         # color channels
     images: int = 50_000 # training images if the study's `n` is None
     tests: int = 10_000  # test images
 
@@ -196,10 +201,10 @@ def study_data(study: Study, seed: int) -> Data:
     """The data of a run. Label noise, and for digits the split, are drawn from its seed.
     `ValueError` if the source's labels are noisy and the study adds noise."""
     data = source(study).load(study, seed)
-    if study.noise == 0: return data
+    if study.noise_rate == 0: return data
     if data.corrupted.any():
-        raise ValueError(f'the labels of {study.data!r} are noisy already: give the study noise=0')
-    return with_noise(data, study.noise, seed, study.kind)
+        raise ValueError(f'the labels of {study.data!r} are noisy already: give the study noise_rate=0')
+    return with_noise(data, study.noise_rate, seed, study.noise_kind)
 
 # %% ../nbs/17_study.ipynb #study-13e
 def images(study: Study) -> int:
@@ -214,7 +219,7 @@ def identity(study: Study, width: float, data: Data) -> dict: # JSON
 
 def network(study: Study, width: float, seed: int = 0) -> nn.Module:
     "An untrained network of a study, with initial weights drawn from the seed."
-    return build(study.family, width, source(study).classes, source(study).colours, study.size,
+    return build(study.family, width, source(study).classes, source(study).colors, study.size,
                  study.recipe.init, seed)
 
 # %% ../nbs/17_study.ipynb #study-19

@@ -62,11 +62,11 @@ def fit_network(
     "Train a ReLU network on the mean squared error (paper A, Figure 1b)."
     net = build('mlp', width, classes=1, in_channels=1, size=1, seed=seed).double()
     f = lambda x: net(x[:, None] / pi - 1)[:, 0]
-    optimiser = torch.optim.Adam(net.parameters(), lr)
+    optimizer = torch.optim.Adam(net.parameters(), lr)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (f(x) - y).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     return torch.no_grad()(f)
 
 # %% ../nbs/00_toy.ipynb #toy-19

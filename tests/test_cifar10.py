@@ -23,7 +23,7 @@ def test_it_is_the_official_data_with_the_papers_statistics(data):
     assert data.y.bincount().tolist() == [5000] * 10 and data.y_test.bincount().tolist() == [1000] * 10
     x = data.inputs(data.x[:5000])
     assert x.mean().abs() < .03
-    assert ((data.x.double().mean((0, 2, 3)) / 255) - torch.tensor(data.normalise.mean)).abs().max() < 1e-4
+    assert ((data.x.double().mean((0, 2, 3)) / 255) - torch.tensor(data.normalize.mean)).abs().max() < 1e-4
 
 
 @needs_cifar10
@@ -57,6 +57,6 @@ def test_studies_of_human_labels_and_of_49_000_images():
     small = replace(STUDIES['cifar10-small'], data='cifar10-49k', n=None, size=32)
     assert len(study_data(small, 0).y) == images(small) == 49_000 and study_data(small, 0).corrupted.sum() == 9800
     if not (data_dir()/'cifar10n.npz').exists(): pytest.skip('the human labels are not there')
-    human = replace(STUDIES['cifar10-small'], data='cifar10n', noise=0.)
+    human = replace(STUDIES['cifar10-small'], data='cifar10n', noise_rate=0.)
     assert .35 < study_data(human, 0).noise_rate < .45
-    with pytest.raises(ValueError, match='noisy already'): study_data(replace(human, noise=.2), 0)
+    with pytest.raises(ValueError, match='noisy already'): study_data(replace(human, noise_rate=.2), 0)

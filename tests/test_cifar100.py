@@ -31,7 +31,7 @@ def data():
 def test_it_is_the_official_data_with_fine_labels_and_the_papers_statistics(data):
     assert data.x.shape == (50_000, 3, 32, 32) and data.x_test.shape == (10_000, 3, 32, 32)
     assert data.y.bincount().tolist() == [500] * 100 and data.y_test.bincount().tolist() == [100] * 100
-    assert ((data.x.double().mean((0, 2, 3)) / 255) - torch.tensor(data.normalise.mean)).abs().max() < 1e-4
+    assert ((data.x.double().mean((0, 2, 3)) / 255) - torch.tensor(data.normalize.mean)).abs().max() < 1e-4
     assert data.inputs(data.x[:2000]).mean().abs() < .03
 
 

@@ -11,7 +11,7 @@ from smoothinterp import stack
 from smoothinterp.data import digits, with_noise
 from smoothinterp.models import build
 from smoothinterp.stack import Engine, Stack
-from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, optimiser, train_epoch
+from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, optimizer, train_epoch
 
 pytestmark = pytest.mark.numeric
 RECIPE = Recipe(lr=.02, warmup_from=.004, init='he')
@@ -21,7 +21,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def bits(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def colour(n, size=16, seed=0):
+def color(n, size=16, seed=0):
     g = torch.Generator().manual_seed(seed)
     return in_memory(torch.randn(n, 3, size, size, generator=g)), torch.randint(10, (n,), generator=g)
 
@@ -35,7 +35,7 @@ def digit_engine(seeds, width, **options):
 
 def by_torch(model, x, y, recipe, seed, epochs):
     "Losses and momentum of the plain loop."
-    theirs, losses = optimiser(model, recipe), []
+    theirs, losses = optimizer(model, recipe), []
     for e in epochs:
         theirs.param_groups[0]['lr'] = lr_at(recipe, e)
         losses.append(train_epoch(model, theirs, x, y, epoch_order(len(x), seed, e).to(x.device), recipe.batch,
@@ -46,7 +46,7 @@ def by_torch(model, x, y, recipe, seed, epochs):
 @pytest.mark.parametrize('family', ['convnet-a', 'convnet-b', 'mlp'])
 def test_stacked_is_separate_training_in_float64(family):
     "Widths differ, labels differ, images are shared, the last batch is smaller."
-    widths, (x, y) = (1.5, 2, 5), colour(300)
+    widths, (x, y) = (1.5, 2, 5), color(300)
     x, ys = x.double(), [y, y.roll(1), y.roll(2)]
     nets = [build(family, w, size=16, seed=s).double() for s, w in enumerate(widths)]
     apart = copy.deepcopy(nets)
@@ -58,7 +58,7 @@ def test_stacked_is_separate_training_in_float64(family):
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-12)
         for a, b in zip(nets[i].parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-        for a, b in zip(together.slots_of(i)[0], momentum, strict=True):
+        for a, b in zip(together.state_of(i)[0], momentum, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
         net.load_state_dict(nets[i].state_dict()) # the same names and shapes
 
@@ -66,14 +66,14 @@ def test_stacked_is_separate_training_in_float64(family):
 def test_padding_stays_zero():
     "After training, whatever is outside the windows is zero to the bit."
     nets = [build('convnet-b', w, size=16, seed=1) for w in (1, 3)]
-    x, y = colour(256)
+    x, y = color(256)
     e = Engine(nets, [x, x], [y, y], RECIPE, [0, 1], stack=True)
     e.net = Stack(nets, multiple=8)
     e.params = list(e.net.parameters())
-    e.slots = [[torch.zeros_like(p) for p in e.params]]
+    e.state = [[torch.zeros_like(p) for p in e.params]]
     for epoch in (1, 2): e.epoch(epoch)
     with torch.no_grad():
-        for tensors in (e.params, e.slots[0]):
+        for tensors in (e.params, e.state[0]):
             assert all(t.abs().sum() > 0 for t in tensors)
             for i in (0, 1): torch._foreach_zero_(e.net.windows(tensors, i))
             assert all(t.count_nonzero() == 0 for t in tensors)
@@ -90,18 +90,18 @@ def test_same_bits_in_any_company(width):
     assert len(losses[1]) == 1
 
 
-@pytest.mark.parametrize('optimiser', ['sgd', 'adam'])
+@pytest.mark.parametrize('optimizer', ['sgd', 'adam'])
 @pytest.mark.parametrize('family,width', [('resnet18', 8), ('resnet18-plain', 8), ('vit', 6), ('convnet-a', 6),
                                           ('mlp', 8)])
-def test_resumes_to_the_same_bits(family, width, optimiser):
-    "From a state dict and slots that were saved between epochs."
-    x, y = colour(150, 8)
+def test_resumes_to_the_same_bits(family, width, optimizer):
+    "From a state dict and optimizer state that were saved between epochs."
+    x, y = color(150, 8)
     net = lambda seed: build(family, width, size=8, seed=seed).to(memory_format=torch.channels_last)
-    make = lambda seed, **start: Engine([net(seed)], [x], [y], replace(RECIPE, optimiser=optimiser), [0], **start)
+    make = lambda seed, **start: Engine([net(seed)], [x], [y], replace(RECIPE, optimizer=optimizer), [0], **start)
     whole, first = make(0), make(0)
     for e in (1, 2, 3): whole.epoch(e)
     first.epoch(1)
-    second = make(1, start=[[[t.contiguous() for t in slot] for slot in first.slots_of(0)]])
+    second = make(1, start=[[[t.contiguous() for t in slot] for slot in first.state_of(0)]])
     second.models[0].load_state_dict({k: v.contiguous() for k, v in first.models[0].state_dict().items()})
     for e in (2, 3): second.epoch(e)
     for k, v in whole.models[0].state_dict().items(): assert torch.equal(v, second.models[0].state_dict()[k]), k
@@ -112,7 +112,7 @@ def test_recording_a_step_changes_nothing(monkeypatch):
     def warm_up_only(step):
         for _ in range(3): step()
         return step
-    x, y = colour(300, 8)
+    x, y = color(300, 8)
     make = lambda: Engine([build('resnet18', 8, size=8)], [x], [y], RECIPE, [0])
     plain, taped = make(), make()
     plain.epoch(1), taped.epoch(1)
@@ -175,7 +175,7 @@ def on_gpu(precision, stack, epochs=5, family='convnet-a', widths=(4, 6), **chan
 
 def gpu_networks(precision, family, widths):
     dtype = torch.float64 if precision == 'float64' else torch.float32
-    x, y = (t.cuda() for t in colour(1200, 32))
+    x, y = (t.cuda() for t in color(1200, 32))
     return ([build(family, w, seed=s).to('cuda', dtype).to(memory_format=torch.channels_last)
              for s, w in enumerate(widths)], x.to(dtype), y)
 
@@ -203,7 +203,7 @@ def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, re
 @pytest.mark.cuda
 @cuda
 def test_adam_and_crops_are_recorded(recwarn):
-    adam = dict(optimiser='adam', lr=1e-3, warmup_epochs=0, loss='mse')
+    adam = dict(optimizer='adam', lr=1e-3, warmup_epochs=0, loss='mse')
     e, losses = on_gpu('float64', False, 5, 'resnet18', (4,), **adam)
     assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
     (net,), x, y = gpu_networks('float64', 'resnet18', (4,))

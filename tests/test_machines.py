@@ -59,9 +59,9 @@ def test_the_bug_that_is_avoided_is_still_there(isa):
 
 
 @pytest.mark.parametrize('isa', ISA)
-@pytest.mark.parametrize('case', [dict(onednn=False), dict(onednn=False, channels=15), dict(channels=16),
+@pytest.mark.parametrize('trained', [dict(onednn=False), dict(onednn=False, channels=15), dict(channels=16),
                                   dict(channels=17, threads=2),
                                   dict(step=1), dict(layout='torch.contiguous_format')], ids=str)
-def test_what_avoids_it(isa, case):
+def test_what_avoids_it(isa, trained):
     "oneDNN turned off, 16 channels and more, no stride, or contiguous tensors."
-    assert is_right(isa, **case)
+    assert is_right(isa, **trained)

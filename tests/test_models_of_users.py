@@ -10,12 +10,12 @@ import torch.nn.utils.parametrizations as P
 from torch import nn
 
 from smoothinterp.curvature import hessian_trace, hutchinson_trace, top_eigenvalues
-from smoothinterp.data import Normalise
+from smoothinterp.data import Normalize
 from smoothinterp.gradients import gradient_norms
 from smoothinterp.measures import input_hessian, loss_jacobian, tangent_hessian, tangent_parts
 
 pytestmark = pytest.mark.numeric
-NORMALISE = Normalise((.5,), (.25,))
+NORMALIZE = Normalize((.5,), (.25,))
 
 
 class Model(nn.Module):
@@ -151,7 +151,7 @@ def test_confident_samples_have_tiny_numbers(margin):
     with torch.no_grad(): model[3].bias.copy_(torch.tensor([float(margin), 0, 0]))
     x, y = torch.randn(4, 1, 4, 4), torch.zeros(4, dtype=torch.long)
     numbers = [loss_jacobian(model, x, y), gradient_norms(model, x, y)['total'],
-               tangent_hessian(model, x, y, NORMALISE), hutchinson_trace(model, x, y, 3)['total'],
+               tangent_hessian(model, x, y, NORMALIZE), hutchinson_trace(model, x, y, 3)['total'],
                top_eigenvalues(model, x, y, k=1).values]
     for values in numbers: assert values.isfinite().all() and values.abs().max() < 1e-100
 
@@ -161,9 +161,9 @@ def test_any_number_of_channels_and_any_default_type(channels):
     torch.manual_seed(0)
     model, x, y = nn.Sequential(nn.Conv2d(channels, 3, 3), nn.ReLU(), nn.Flatten(),
                                 nn.Linear(108, 3)), torch.rand(3, channels, 8, 8), torch.arange(3)
-    usual = tangent_parts(model, x, y, Normalise((.5,) * channels, (.25,) * channels))
+    usual = tangent_parts(model, x, y, Normalize((.5,) * channels, (.25,) * channels))
     torch.set_default_dtype(torch.float64)
-    try: other = tangent_parts(model, x, y, Normalise((.5,) * channels, (.25,) * channels))
+    try: other = tangent_parts(model, x, y, Normalize((.5,) * channels, (.25,) * channels))
     finally: torch.set_default_dtype(torch.float32)
     assert usual.keys() == other.keys() and all(v.isfinite().all() for v in other.values())
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from smoothinterp.data import Normalise, from_dataset, from_tensors
+from smoothinterp.data import Normalize, from_dataset, from_tensors
 
 COLORS = np.random.default_rng(0).integers(0, 256, (4, 3), dtype=np.uint8)
 FEW = COLORS[np.random.default_rng(1).integers(0, 4, (5, 8, 6))] # [5, H, W, 3]
@@ -42,10 +42,10 @@ RIGHT = {'RGB': (lambda i: Image.fromarray(MANY[i]), CHW),
          'GIF': (lambda i: saved(Image.fromarray(FEW[i]).quantize(4), 'GIF'),
                  torch.from_numpy(FEW).permute(0, 3, 1, 2)),
          'grey': (lambda i: Image.fromarray(GREY[i]), torch.from_numpy(GREY)[:, None]),
-         'two colours': (lambda i: Image.fromarray(GREY[i] > 99),
+         'two colors': (lambda i: Image.fromarray(GREY[i] > 99),
                          torch.from_numpy((GREY > 99) * np.uint8(255))[:, None]),
          'array': (lambda i: MANY[i], CHW), 'array, channels first': (lambda i: MANY[i].transpose(2, 0, 1), CHW),
-         'array, colours reversed': (lambda i: MANY[i][..., ::-1], CHW.flip(1)),
+         'array, colors reversed': (lambda i: MANY[i][..., ::-1], CHW.flip(1)),
          'array [H, W]': (lambda i: GREY[i], torch.from_numpy(GREY)[:, None]),
          'array [H, W, 1]': (lambda i: GREY[i][..., None], torch.from_numpy(GREY)[:, None]),
          'array [1, H, W]': (lambda i: GREY[i][None], torch.from_numpy(GREY)[:, None]),
@@ -150,9 +150,9 @@ def test_arrays_and_lists_are_tensors():
                                                ((.5,) * 3, (.5, .5, 0.), 'above 0')])
 def test_statistics_are_of_pixels_in_0_to_1(mean, std, reason):
     with pytest.raises(ValueError, match=reason):
-        from_tensors('mine', CHW, range(5), CHW, range(5), normalise=Normalise(mean, std))
-    fine = Normalise((.5,) * 3, (1.,) * 3)
-    assert from_tensors('mine', CHW, range(5), CHW, range(5), normalise=fine).normalise == fine
+        from_tensors('mine', CHW, range(5), CHW, range(5), normalize=Normalize(mean, std))
+    fine = Normalize((.5,) * 3, (1.,) * 3)
+    assert from_tensors('mine', CHW, range(5), CHW, range(5), normalize=fine).normalize == fine
 
 
 def test_items_are_pairs():

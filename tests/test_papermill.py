@@ -183,11 +183,11 @@ def test_unknown_notebook_even_with_a_pipe_on_stdin(root, here, monkeypatch):
 
 
 def test_study_and_width_are_checked(root, here, monkeypatch):
-    def check(study, width):
+    def validate_figure(study, width):
         asked.append((study, width))
         if width > 64: raise ValueError(f'width {width} is not one of 1 to 64')
     asked = []
-    monkeypatch.setitem(sys.modules, 'smoothinterp.study', SimpleNamespace(check=check))
+    monkeypatch.setitem(sys.modules, 'smoothinterp.study', SimpleNamespace(validate_figure=validate_figure))
     notebook(root/'nbs'/'fig2.ipynb', 'study: str = "digits"  # which\nwidth: int = 15  # how wide')
     assert here('nbs/fig2.ipynb', '--prepare-only').exit_code == 0
     assert here('nbs/fig2.ipynb', '--prepare-only', '-p', 'width', '20', '-p', 'study', 'cifar10-small').exit_code == 0

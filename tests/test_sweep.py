@@ -20,7 +20,7 @@ from smoothinterp.sweep import _watch, sweep
 from smoothinterp.train import Recipe
 
 SMOKE = replace(STUDIES['smoke'], points=10, directions=1)
-ADAM = Recipe(epochs=3, lr=1e-3, warmup_epochs=0, optimiser='adam', augment=True)
+ADAM = Recipe(epochs=3, lr=1e-3, warmup_epochs=0, optimizer='adam', augment=True)
 FAMILIES = {'convnet-a': (2, SMOKE.recipe), 'convnet-b': (8, ADAM), 'mlp': (4, SMOKE.recipe), 'resnet18': (2, ADAM),
             'resnet18-plain': (2, SMOKE.recipe), 'vit': (6, ADAM)}
 
@@ -54,7 +54,7 @@ def test_networks_that_diverge_do_not_stop_the_others(runs):
     assert results(wild)['mean'].notna().all()
 
 
-@pytest.mark.parametrize('change,said', [(dict(noise=.3), 'noise: 0.2 on disk, 0.3 wanted'),
+@pytest.mark.parametrize('change,said', [(dict(noise_rate=.3), 'noise_rate: 0.2 on disk, 0.3 wanted'),
                                          (dict(family='convnet-b'), "family: 'convnet-a' on disk"),
                                          (dict(points=11), 'points: 10 on disk, 11 wanted')])
 def test_another_definition_under_the_same_name_is_refused(runs, change, said):
@@ -146,7 +146,7 @@ from dataclasses import replace
 from smoothinterp.data import digits
 from smoothinterp.study import SOURCES, STUDIES, Source
 def flipped(study, seed): return replace(digits(seed), x=digits(seed).x.flip(2))
-SOURCES['flipped'] = Source(flipped, classes=10, colours=1, images=1000)
+SOURCES['flipped'] = Source(flipped, classes=10, colors=1, images=1000)
 mine = replace(STUDIES['smoke'], name='mine', data='flipped', widths=(1,), points=10, directions=1)
 ''')
     done = cli('sweep', 'mine.py', '--device', 'cpu', cwd=tmp_path)

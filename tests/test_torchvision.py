@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from smoothinterp.affine import is_piecewise_linear
 from smoothinterp.bounds import distance_from_init
 from smoothinterp.curvature import hutchinson_trace, top_eigenvalues
-from smoothinterp.data import Normalise, torchvision_datasets
+from smoothinterp.data import Normalize, torchvision_datasets
 from smoothinterp.gradients import gradient_norms
 from smoothinterp.measures import (
     accuracy,
@@ -25,7 +25,7 @@ from smoothinterp.measures import (
 )
 
 pytestmark = pytest.mark.slow
-NORMALISE = Normalise((.5,) * 3, (.25,) * 3)
+NORMALIZE = Normalize((.5,) * 3, (.25,) * 3)
 CLASSIFIERS = dict(
     resnet18=32, mobilenet_v2=32, mobilenet_v3_small=32, efficientnet_b0=32, convnext_tiny=32, vgg11=32,
     densenet121=32, squeezenet1_1=32, shufflenet_v2_x0_5=32, vit_b_16=32, regnet_y_400mf=32) # pixels per side
@@ -57,14 +57,14 @@ def reference(model, x, y):
 
 
 @pytest.fixture(scope='module', params=CLASSIFIERS)
-def case(request):
+def trained(request):
     size = CLASSIFIERS[request.param]
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     return classifier(request.param, size), x, torch.tensor([3, 7])
 
 
-def test_the_cheap_measures_are_those_of_autograd(case):
-    model, x, y = case
+def test_the_cheap_measures_are_those_of_autograd(trained):
+    model, x, y = trained
     jacobian = logit_jacobian(model, x, y)
     got = torch.stack([cross_entropy(model, x, y), loss_jacobian(model, x, y), gradient_norms(model, x, y)['total'],
                        jacobian['operator'], jacobian['target']])
@@ -72,25 +72,25 @@ def test_the_cheap_measures_are_those_of_autograd(case):
     assert torch.equal(accuracy(model, x, y), (copy.deepcopy(model).eval()(x).argmax(1) == y).double())
 
 
-def test_curvature_is_a_number(case):
-    model, x, y = case
-    parts = tangent_parts(model, x, y, NORMALISE, copies=2)
-    torch.testing.assert_close(parts['finite'], tangent_hessian(model, x, y, NORMALISE, copies=2), rtol=1e-3, atol=1e-6)
+def test_curvature_is_a_number(trained):
+    model, x, y = trained
+    parts = tangent_parts(model, x, y, NORMALIZE, copies=2)
+    torch.testing.assert_close(parts['finite'], tangent_hessian(model, x, y, NORMALIZE, copies=2), rtol=1e-3, atol=1e-6)
     assert all(v.isfinite().all() for v in parts.values())
     assert hutchinson_trace(model, x, y, draws=1)['total'].isfinite().all()
     assert set(distance_from_init(model, model.state_dict()).values()) == {0}
 
 
-def test_input_hessian_is_exact_or_refused(case):
+def test_input_hessian_is_exact_or_refused(trained):
     "A piecewise linear network has no negative curvature; the others take a dense matrix of 3,072 columns."
-    model, x, y = case
+    model, x, y = trained
     if not is_piecewise_linear(model, x): pytest.skip('smooth: a dense Hessian takes minutes')
     found = input_hessian(model, x, y)
     assert (found['top'] >= 0).all() and (found['trace'] >= found['top'] * (1 - 1e-9)).all()
-    finite = tangent_parts(model, x, y, NORMALISE, copies=2)['smooth']
+    finite = tangent_parts(model, x, y, NORMALIZE, copies=2)['smooth']
     assert (finite <= found['top'] * 3 * 3072**.5).all()
 
 
-def test_largest_eigenvalue(case):
-    model, x, y = case
+def test_largest_eigenvalue(trained):
+    model, x, y = trained
     assert top_eigenvalues(model, x, y, k=1, tolerance=.3).values[0] > 0

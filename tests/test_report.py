@@ -1,0 +1,375 @@
+"The report says what direct calls say, keeps to its time, and has a row for what it cannot measure."
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from smoothinterp import smoothness
+from smoothinterp.augment import svd_paths
+from smoothinterp.bounds import layer_norms, upper_bounds
+from smoothinterp.checkpoints import load_run
+from smoothinterp.cli import main
+from smoothinterp.curvature import estimate, exact_trace, top_eigenvalues
+from smoothinterp.data import Normalize
+from smoothinterp.geodesic import sharpness_volumes
+from smoothinterp.gradients import gradient_norms
+from smoothinterp.measures import cross_entropy, logit_jacobian, loss_jacobian, tangent_hessian, tangent_parts
+from smoothinterp.report import (
+    MEASURES,
+    Measure,
+    images_in,
+    load_weights,
+    measure,
+    on_budget,
+    same_error,
+    standing,
+)
+from smoothinterp.results import GROUPS, TrainedNetwork, results
+from smoothinterp.theorem2 import check_theorem2
+
+ROOT = Path(__file__).parent.parent
+N = 100
+
+
+@pytest.fixture(scope='module')
+def trained():
+    "A network of the study digits, with the first N of its samples and their normalization."
+    model, data = load_run('digits', 2.5)
+    return model, data.inputs(data.x[:N]), data.y[:N], data.normalize
+
+
+@pytest.fixture(scope='module')
+def report(trained):
+    model, x, y, normalize = trained
+    return smoothness(model, x, y, seconds=300, normalize=normalize, progress=False)
+
+
+@pytest.fixture
+def only(monkeypatch):
+    "Only these measures are taken."
+    def keep(*names):
+        for name in [*MEASURES]:
+            if name not in names: monkeypatch.delitem(MEASURES, name)
+    return keep
+
+
+def mlp(d=5, classes=3, activation=nn.ReLU):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(d, 16), activation(), nn.Linear(16, classes))
+
+
+def table(report): return report.frame.set_index('measure')
+
+
+def test_means_and_error_bars_are_those_of_direct_calls(trained, report):
+    model, x, y, normalize = trained
+    norms, parts = logit_jacobian(model, x, y), tangent_parts(model, x, y, normalize)
+    want = dict(cross_entropy=cross_entropy(model, x, y), loss_jacobian=loss_jacobian(model, x, y),
+                logit_operator=norms['operator'], logit_frobenius=norms['frobenius'],
+                tangent_hessian=tangent_hessian(model, x, y, normalize), tangent_smooth=parts['smooth'],
+                tangent_kink=parts['kink'], gradient_norm=gradient_norms(model, x, y)['total'],
+                hessian_trace=exact_trace(model, x, y)['total'])
+    for name, values in want.items():
+        torch.testing.assert_close(report.values[name], values)
+        row = table(report).loc[name]
+        assert row.n == N and (row.value, row.error) == pytest.approx(estimate(values), rel=1e-6), name
+
+
+def test_numbers_of_the_network_are_those_of_direct_calls(trained, report):
+    model, x, y, _ = trained
+    t, value = check_theorem2(model, x, y), table(report)['value']
+    assert value['error'] == 0
+    assert value['lipschitz'] == pytest.approx(report.values['logit_operator'].square().mean().sqrt().item())
+    assert value['hessian_lambda_max'] == pytest.approx(top_eigenvalues(model, x, y, 1, 1e-4).values.item(), rel=1e-3)
+    assert value['valid_bound'] == pytest.approx(upper_bounds(model, x)['valid'], rel=1e-4)
+    assert value['product_bound'] == pytest.approx(layer_norms(model, x).operator.prod(), rel=1e-4)
+    assert value['theorem2'] == pytest.approx(t.right / t.valid_left, rel=1e-4)
+
+
+def test_volumes_are_the_largest_of_geodesic(trained, report):
+    model, x, y, normalize = trained
+    found = sharpness_volumes(model, normalize.inverse(x).clamp(0, 1), y, normalize, partial(svd_paths, directions=2))
+    for name in ('accuracy', 'loss_jacobian', 'tangent_hessian'):
+        torch.testing.assert_close(report.values[f'volume_{name}'], found[name][:, -1])
+
+
+def test_every_row_says_what_it_is(report):
+    frame = report.frame
+    assert [*frame['measure']] == [row for m in MEASURES.values() for row in m.rows]
+    assert set(frame['kind']) == {'exact', 'estimate', 'refused'}
+    assert all(frame[frame['kind'] != 'exact']['why']) and all(frame['means'].str.endswith('.'))
+    assert 'init' in table(report).loc['distance', 'why']
+    for text in (repr(report), report._repr_html_()):
+        assert all(name in text for name in frame['measure']) and 'digits has its own data' in text
+
+
+@pytest.mark.parametrize('seconds', [.5, 3])
+def test_it_keeps_to_its_time_and_says_what_it_left_out(seconds):
+    model, data = load_run('digits', 16)
+    began = time.monotonic()
+    report = smoothness(model, data, seconds=seconds, progress=False)
+    assert time.monotonic() - began < seconds + 15 # a busy machine, one call that had begun
+    part = report.frame[(report.frame['n'] < 1000) & (report.frame['n'] > 1)]
+    assert len(part) and part['why'].str.contains('of 1,000 samples').all() and set(part['kind']) == {'estimate'}
+    assert part[part['n'] < 30]['why'].str.contains('too few').all()
+
+
+def test_samples_grow_while_there_is_time():
+    def takes(seconds): return lambda i: time.sleep(seconds * len(i))
+    order = torch.randperm(500)
+    assert 20 < len(on_budget(takes(.002), order, .4)[1]) < 250
+    assert len(on_budget(takes(1e-5), order, 10)[1]) == 500
+    assert len(on_budget(takes(.01), order, .001)[1]) == 2
+    assert len(on_budget(takes(0), torch.arange(1), 1)[1]) == 1
+
+
+def test_what_was_found_on_a_part_is_of_these_samples(only, monkeypatch):
+    only('function')
+    slow = lambda model, x, y: (time.sleep(.004 * len(x)), dict(first=x.flatten(1)[:, 0].double()))[1]
+    monkeypatch.setitem(MEASURES, 'slow', Measure(slow, dict(first='The first number.')))
+    x = torch.arange(400.)[:, None].expand(-1, 5)
+    report = smoothness(mlp(), x / 400, torch.zeros(400).long(), seconds=1, progress=False)
+    there = report.values['first'].isfinite()
+    assert 2 < there.sum() < 400 and there.sum() == table(report).loc['first', 'n']
+    torch.testing.assert_close(report.values['first'][there].float(), x[:, 0][there] / 400)
+
+
+def test_a_measure_that_would_take_too_long_is_not_begun(only, monkeypatch):
+    only('function')
+    begun = []
+    monkeypatch.setitem(MEASURES, 'dear', Measure(lambda *a: begun.append(1), dict(dear='Dear.'), lambda C: 1e9))
+    report = smoothness(mlp(), torch.randn(50, 5), torch.zeros(50).long(), seconds=2, progress=False)
+    assert not begun and 'pass more seconds' in table(report).loc['dear', 'why']
+
+
+@pytest.mark.parametrize('found, why', [
+    (lambda model, x, y: dict(own=model(x).double()), 'one number per sample'),
+    (lambda model, x, y: dict(own=torch.full((len(x),), torch.nan)), 'nan'),
+    (lambda model, x, y: torch.linalg.cholesky(-torch.eye(2)), 'positive-definite')])
+def test_a_measure_that_fails_is_a_row(only, monkeypatch, found, why):
+    only('function')
+    monkeypatch.setitem(MEASURES, 'own', Measure(found, dict(own='Mine.')))
+    row = table(smoothness(mlp(), torch.randn(9, 5), torch.zeros(9).long(), progress=False)).loc['own']
+    assert row.kind == 'refused' and why in row.why
+
+
+def test_a_network_with_errors_has_no_theorem_and_vectors_no_pixels():
+    x, y = torch.randn(40, 5), torch.randint(3, (40,), generator=torch.Generator().manual_seed(0))
+    rows = table(smoothness(mlp(activation=nn.GELU), x, y, progress=False))
+    assert 'of these labels are not' in rows.loc['theorem2', 'why']
+    assert 'vectors' in rows.loc['volume_loss_jacobian', 'why']
+    assert 'Hutchinson' in rows.loc['hessian_trace', 'why'] and 'GELU' in rows.loc['valid_bound', 'why']
+
+
+def test_images_of_unknown_normalization_have_no_pixels(only, trained):
+    model, x, y, normalize = trained
+    only('function', 'tangent_hessian')
+    assert 'normalize=Normalize' in table(smoothness(model, x, y, progress=False)).loc['tangent_hessian', 'why']
+    with pytest.raises(ValueError, match='pixels must lie in'):
+        smoothness(model, x, y, normalize=Normalize((0.,), (1.,)), progress=False)
+    pixels = normalize.inverse(x).clamp(0, 1)
+    assert table(smoothness(model, pixels, y, progress=False)).loc['tangent_hessian', 'kind'] == 'estimate'
+
+
+def test_tensors_loaders_and_data_sets_give_the_same(only, trained):
+    model, x, y, _ = trained
+    only('function', 'loss_jacobian')
+    pairs = TensorDataset(x, y)
+    given = [(x, y), (x.numpy(), y.tolist()), (DataLoader(pairs, 7),), (pairs,), ([*zip(x, y.tolist())],)]
+    first, *others = [smoothness(model, *one, progress=False) for one in given]
+    for other in others:
+        pd.testing.assert_frame_equal(first.frame, other.frame)
+        torch.testing.assert_close(first.values, other.values)
+        assert torch.equal(other.index, torch.arange(N))
+
+
+def test_a_data_set_that_is_read_in_part_is_an_estimate(only):
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self): return 1000
+        def __getitem__(self, i):
+            time.sleep(.002)
+            return torch.full((5,), i / 1000), i % 3
+    only('function')
+    report = smoothness(mlp(), Slow(), seconds=2, progress=False)
+    n = len(report.index)
+    assert 64 <= n < 1000 and 'of 1,000 samples' in report.frame['why'][0]
+    torch.testing.assert_close(report.x.flatten(1)[:, 0], report.index / 1000)
+    assert torch.equal(report.y, report.index % 3)
+
+
+MISTAKES = {
+    'dict': (lambda m, x, y: (Out(m, lambda z: dict(logits=z)), x, y), 'returns its logits alone'),
+    'tuple': (lambda m, x, y: (Out(m, lambda z: (z, z)), x, y), 'not a tuple'),
+    'no module': (lambda m, x, y: (lambda z: z, x, y), 'torch.nn.Module'),
+    'one-hot': (lambda m, x, y: (m, x, nn.functional.one_hot(y, 10)), r'y.argmax\(1\)'),
+    'strings': (lambda m, x, y: (m, x, [f'{c}' for c in y]), 'names.index'),
+    'bytes': (lambda m, x, y: (m, (x.clamp(0, 1) * 255).byte(), y), r'\(x / 255 - mean\) / std'),
+    '0..255': (lambda m, x, y: (m, (x.clamp(0, 1) * 255).round(), y), r'\(x / 255 - mean\) / std'),
+    'channels last': (lambda m, x, y: (m, x.permute(0, 2, 3, 1), y), r'x.permute\(0, 3, 1, 2\)'),
+    'no channels': (lambda m, x, y: (m, x[:, 0], y), r'x\[:, None\]'),
+    'no labels': (lambda m, x, y: (m, x), 'pass y, integers'),
+    'set without labels': (lambda m, x, y: (m, [*x]), r'pairs \(input, label\)'),
+    'loader without labels': (lambda m, x, y: (m, DataLoader(x)), r'pairs \(input, label\)'),
+    'dictionaries': (lambda m, x, y: (m, [dict(pixels=x[0], label=1)]), 'dictionaries with pixels, label'),
+    'PIL images': (lambda m, x, y: (m, [(Image.new('L', (8, 8)), 1)]), r'transform=ToTensor\(\)'),
+    'two sizes': (lambda m, x, y: (m, [(x[0], 1), (x[0, :, 1:], 1)]), 'of one size'),
+    'labels too large': (lambda m, x, y: (m, x, y + 5), 'must lie in 0..9'),
+    'integers': (lambda m, x, y: (m, x.flatten(1).long(), y), r'x.float\(\)'),
+    'too few labels': (lambda m, x, y: (m, x, y[:5]), 'one per sample'),
+    'a path': (lambda m, x, y: (m, Path('x')), 'must be a tensor'),
+    'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0')}
+
+
+class Out(nn.Module):
+    def __init__(self, model, out):
+        super().__init__()
+        self.model, self.out = model, out
+    def forward(self, x): return self.out(self.model(x))
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_a_mistake_gets_a_sentence(trained, name):
+    given, advice = MISTAKES[name]
+    with pytest.raises(ValueError, match=advice) as e: smoothness(*given(*trained[:3]), progress=False)
+    assert '\n' not in str(e.value)
+
+
+def test_where_a_network_stands():
+    df = results('digits')
+    at = df.query("measure == 'loss_jacobian' and path == 'none' and split == 'train' and subset == 'all'")
+    mean = at.groupby('width')['mean'].mean()
+    assert same_error(df, 0) == [w for w in mean.index if w >= 2.5] and same_error(df, .28) == [1.]
+    assert standing(df, 'loss_jacobian', mean[4.], 0).endswith('nearest w = 4')
+    assert standing(df, 'loss_jacobian', 9., 0).endswith('above all')
+    assert standing(df, 'loss_jacobian', 1e-9, 0).endswith('below all')
+    assert standing(df, 'loss_jacobian', 9., .28) == f'{mean[1.]:.3g} at w = 1'
+
+
+def test_without_committed_results_it_says_so(only, monkeypatch):
+    from smoothinterp import report as module
+    only('function', 'loss_jacobian')
+    monkeypatch.setattr(module, 'results', lambda study: (_ for _ in ()).throw(FileNotFoundError('not here')))
+    report = smoothness(mlp(), torch.randn(9, 5), torch.zeros(9).long(), progress=False)
+    assert 'Not compared with digits: not here' in repr(report) and not any(report.frame['standing'])
+
+
+def test_a_network_is_left_as_it_was(trained):
+    model, x, y, _ = trained
+    model = mlp(64, 10).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    smoothness(model, x.flatten(1)[:20], y[:20], seconds=2, progress=False)
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_sharpest_are_mostly_wrong_labels(only):
+    model, data = load_run('digits', 2.5)
+    only('function', 'loss_jacobian')
+    report = smoothness(model, data, seconds=60, progress=False)
+    at = report.sharpest(20)
+    assert torch.equal(at, loss_jacobian(model, data.inputs(data.x), data.y).topk(20).indices)
+    assert data.corrupted[at].double().mean() > 2 * data.noise_rate
+    titles = [ax.get_title('left') for ax in report.show_sharpest(5).axes if ax.images]
+    assert titles == [f'label {y}' for y in data.y[at[:5]].tolist()] # it fits all
+
+
+def test_a_page_is_one_file(report, tmp_path):
+    page = report.save(tmp_path/'report.html').read_text()
+    assert page.count('src="data:image/png;base64,') == page.count('src=') == 2
+    assert not any(word in page for word in ('href=', '<script', '<link', 'http')) and len(page) > 50_000
+    assert [p.name for p in tmp_path.iterdir()] == ['report.html']
+
+
+def test_a_registered_measure_is_in_report_and_results(only, trained, monkeypatch):
+    only('function')
+    @measure('Sum of the input.')
+    def total(model, x, y): return x.flatten(1).sum(1)
+    try:
+        model, x, y, _ = trained
+        report = smoothness(model, x, y, progress=False)
+        torch.testing.assert_close(report.values['total'], total(model, x, y))
+        rows = pd.DataFrame(GROUPS['total'](TrainedNetwork(model, {}, load_run('digits', 2.5)[1], N, 2)))
+        there = rows.query("subset == 'all' and volume == 0")
+        assert [*there['path']] == ['none', 'svd'] and rows['volume'].max() == 5
+        assert there['mean'].to_numpy() == pytest.approx(x.flatten(1).sum(1).mean().item(), rel=1e-4)
+    finally: del MEASURES['total'], GROUPS['total']
+
+
+def test_the_package_knows_it_and_nothing_else():
+    import smoothinterp
+    assert smoothinterp.smoothness is smoothness
+    with pytest.raises(AttributeError, match='no attribute'): smoothinterp.smothness # noqa: B018
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, trained):
+    "A folder to type commands in: a module that builds a network, its weights, and images by class."
+    at, (model, x, y, normalize) = tmp_path_factory.mktemp('shell'), trained
+    (at/'mynet.py').write_text(
+        'from smoothinterp.checkpoints import load_run\n'
+        'from torch import nn\n'
+        'def build():\n'
+        "    model, data = load_run('digits', 2.5, initial=True)\n"
+        '    return model, data.normalize\n'
+        'def other(): return nn.Linear(3, 2)\n')
+    save_file(model.state_dict(), at/'w.safetensors')
+    torch.save(model.state_dict(), at/'w.pt')
+    torch.save(dict(state_dict=model.state_dict(), epoch=3), at/'checkpoint.pt')
+    torch.save(model, at/'whole.pt')
+    pixels = (normalize.inverse(x) * 255).round().byte()
+    for i in range(60):
+        (at/'images'/f'{y[i]}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i, 0].numpy()).save(at/f'images/{y[i]}/{i}.png')
+    return at
+
+
+def shell(folder, *words):
+    return subprocess.run([sys.executable, '-m', 'smoothinterp.cli', 'report', *words], cwd=folder, text=True,
+                          capture_output=True)
+
+
+def test_a_shell_prints_the_table_and_writes_the_page(folder, trained):
+    done = shell(folder, '--model', 'mynet:build', '--weights', 'w.safetensors', '--data', 'images', '--seconds', '99',
+                 '--save', 'report.html')
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith('cross_entropy'))
+    assert f'{cross_entropy(trained[0], trained[1][:60], trained[2][:60]).mean():.4g}' in line and 'n = 60' in line
+    assert 'tangent_kink' in done.stdout and (folder/'report.html').exists()
+
+
+@pytest.mark.parametrize('weights', ['w.safetensors', 'w.pt', 'checkpoint.pt'])
+def test_weights_are_read(folder, trained, weights):
+    model = load_run('digits', 2.5, initial=True)[0]
+    load_weights(model, folder/weights)
+    assert all(torch.equal(v, trained[0].state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_images_and_transforms_give_the_inputs(folder, trained):
+    for how in (trained[3], lambda image: trained[3](torch.tensor([*image.tobytes()]).view(1, 8, 8) / 255)):
+        x, y = zip(*images_in(folder/'images', how))
+        assert len(y) == 60 and x[0].shape == (1, 8, 8)
+        assert (torch.stack(x)[:, None] - trained[1][None, :60]).abs().flatten(2).sum(2).amin(1).max() < 1e-3
+
+
+@pytest.mark.parametrize('words, why', [
+    ('--model mynet:build --weights whole.pt --data images', 'save model.state_dict()'),
+    ('--model mynet:other --weights w.pt --data images', 'not a state dict of this network'),
+    ('--model mynet:build --weights none.pt --data images', 'no file none.pt'),
+    ('--model mynet --data images', 'module:function'),
+    ('--model nonet:build --data images', 'nonet'),
+    ('--model mynet:build --data nowhere', 'no folder nowhere'),
+    ('--model mynet:build --data images/0', 'class folder')])
+def test_a_mistake_in_a_shell_is_one_line(folder, monkeypatch, words, why):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    with pytest.raises(SystemExit) as e: main(['report', *words.split()])
+    assert why in str(e.value) and str(e.value).startswith('smoothinterp: ') and '\n' not in str(e.value)
