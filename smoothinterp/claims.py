@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from .figures import seed_values
-from .results import threshold
+from .results import FITS, threshold
 
 # %% ../nbs/24_claims.ipynb #claims-05
 def claim(
@@ -191,7 +191,7 @@ def acceleration_claims(df: pd.DataFrame,
     "Claim of paper B on training time: the widest network fits every label in fewer epochs."
     error, at = seed_values(way, 'error', split='train', subset='all'), threshold(df)
     def epochs(width): # until every training label is fitted, per seed
-        rows = error[(error['width'] == width) & (error['value'] < 5e-4)]
+        rows = error[(error['width'] == width) & (error['value'] < FITS)]
         return rows.groupby('seed')['epoch'].min()
     faster = None if at is None else epochs(at) / epochs(df['width'].max())
     return [claim('b2',

@@ -48,7 +48,7 @@ from .geodesic import sharpness_volumes, validate_pixels, volumes
 from .gradients import gradient_norms
 from .measures import (accuracy, logit_jacobian, loss_jacobian, sample_loss, tangent_hessian,
                                    tangent_parts)
-from .results import GROUPS, IMPOSSIBLE, results
+from .results import FITS, GROUPS, IMPOSSIBLE, results
 from .theorem2 import check_theorem2, ratio
 
 # %% ../nbs/25_report.ipynb #report-05
@@ -369,8 +369,8 @@ def study_curve(df: pd.DataFrame, row: str) -> pd.Series: # width → mean over 
 def same_error(df: pd.DataFrame, error: float) -> list[float]: # base widths
     "Widths of a study whose training error is that of a network, or nearest to it."
     errors = study_curve(df, 'error')
-    fits = errors[errors < 5e-4].index
-    return [*fits] if error < 5e-4 and len(fits) else [(errors - error).abs().idxmin()]
+    fits = errors[errors < FITS].index
+    return [*fits] if error < FITS and len(fits) else [(errors - error).abs().idxmin()]
 
 def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # empty if it was not measured
     "Where a value stands among the networks of a study with the same training error."
