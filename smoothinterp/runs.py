@@ -246,7 +246,7 @@ def _train_together(group, stack, report, save_every):
     last = min((t.epoch + (t.batch > 0) for t in under_way if t not in together),
                default=first.run.recipe.epochs)
     engine = _engine(together, stack)
-    for i, t in enumerate(together): t.state, engine.total[i] = engine.state_of(i), t.total
+    for i, t in enumerate(together): t.state, engine.step.total[i] = engine.step.state_of(i), t.total
     save = partial(_save, together, engine, save_every,
                    dict(time=time.monotonic(), at=_epochs(first, engine)))
     while first.epoch < last and all(t.status == 'training' for t in together):
@@ -263,7 +263,7 @@ def _save(together, engine, save_every, last, batch):
     "Save the runs, `batch` batches into their next epoch, if more than `save_every` seconds have passed."
     seconds = time.monotonic() - last['time']
     if seconds <= save_every: return
-    for t, total in zip(together, engine.total.tolist()): t.batch, t.total = batch, total if batch else 0.
+    for t, total in zip(together, engine.step.total.tolist()): t.batch, t.total = batch, total if batch else 0.
     pace = seconds / (_epochs(together[0], engine) - last['at'])
     for t in together:
         if t.status == 'training': t.save(pace)
