@@ -49,8 +49,11 @@ def stack_parameters(parts: list[Tensor], shape: list[int]) -> nn.Parameter: # [
     return nn.Parameter(stacked)
 
 # %% ../nbs/15_stack.ipynb #engine-07c
-def stacked_parameters(models: list[nn.Sequential], multiple: int) -> list[nn.Parameter]: # each [n * rows, ...]
-    "The parameters of n networks of one family as those of one network, hidden channels padded to `multiple`."
+def stacked_parameters(
+    models: list[nn.Sequential],
+    multiple: int,         # hidden channels are padded to a multiple of this
+) -> list[nn.Parameter]:   # each [n * rows, ...]
+    "The parameters of n networks of one family as those of one network."
     parts = list(zip(*(m.parameters() for m in models)))
     shapes = [padded_shape([p.shape for p in ps], multiple, first=j < 2, last=j >= len(parts) - 2)
               for j, ps in enumerate(parts)]
