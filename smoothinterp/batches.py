@@ -169,7 +169,8 @@ def _validate_logits(out, n):
         raise ValueError(f'the model returns {out.dtype} logits, too coarse to be measured: return them in '
                          'float32')
     if out.ndim != 2 or len(out) != n:
-        raise ValueError(f'the model must return logits [{n}, classes] for {n} samples, not {list(out.shape)}')
+        raise ValueError(f'the model must return logits [{n}, classes] for {n} samples, not '
+                         f'{list(out.shape)}')
     if out.shape[1] < 2:
         raise ValueError('the model returns one logit per sample, but cross-entropy needs two classes: '
                          'for a binary classifier with logit z return [0, z]')

@@ -156,7 +156,7 @@ def true_squares(
     layers: dict[str, nn.Module], # name → layer
     x: Tensor,                    # inputs of a few samples [n, C, H, W]
     v: Tensor,                    # cotangent of their logits [n, classes]
-) -> dict[str, tuple]: # name → squares float64 [n], their tolerance [n], input [n, ...], output gradient [n, ...]
+) -> dict[str, tuple]: # name → squares float64 [n], their tolerance [n], input and output gradient [n, ...]
     """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of
     layers called once."""
     with differentiable(model), recorded_calls(layers) as calls:

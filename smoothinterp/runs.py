@@ -297,7 +297,8 @@ def _save(together, engine, save_every, last, batch):
     "Save the runs, `batch` batches into their next epoch, if more than `save_every` seconds have passed."
     seconds = time.monotonic() - last['time']
     if seconds <= save_every: return
-    for t, total in zip(together, engine.step.total.tolist()): t.batch, t.total = batch, total if batch else 0.
+    for t, total in zip(together, engine.step.total.tolist()):
+        t.batch, t.total = batch, total if batch else 0.
     pace = seconds / (_epochs(together[0], engine) - last['at'])
     for t in together:
         if t.status == 'training': save_state(t, pace)

@@ -233,9 +233,9 @@ class TrainingStep:
         self.net, self.recipe, self.samples, self.params = net, recipe, samples, list(net.parameters())
         self.update, size = UPDATES[recipe.optimizer]
         self.state = [[torch.zeros_like(p) for p in self.params] for _ in range(size)]
-        self.lr = self.params[0].new_zeros(())                    # learning rate
-        self.t = self.lr.new_zeros((), dtype=torch.double)        # number of updates
-        self.total = self.t.new_zeros(len(samples.y))             # sum of the losses of each network's samples
+        self.lr = self.params[0].new_zeros(())             # learning rate
+        self.t = self.lr.new_zeros((), dtype=torch.double) # number of updates
+        self.total = self.t.new_zeros(len(samples.y))      # each network's sum of losses
 
     def __call__(self, rows: Tensor) -> None: # row numbers of the samples of each network, [n, B]
         "Train on one batch: forward, loss, backward, update."
@@ -272,7 +272,7 @@ class RecordedStep:
 
 # %% ../nbs/15_stack.ipynb #engine-20q
 def training_stack(models: list[nn.Module], device: str) -> Stack:
-    "The stack in which networks are trained: on a GPU padded to 8 channels, on a CPU of two or more networks."
+    "The stack in which networks are trained: padded to 8 channels on a GPU, at least two on a CPU."
     if device == 'cuda': return Stack(models, multiple=8)
     return Stack(models if len(models) > 1 else [*models, deepcopy(models[0])])
 

@@ -38,8 +38,8 @@ def first_layer(model: nn.Module, x: Tensor) -> Call:
     layer, kind = first.module, kind_of(first.module, (nn.Linear, nn.Conv2d))
     with frozen(model): plain = kind and (untouched(layer, kind) or acts_like(layer, kind, first.x))
     if not (plain and first.alone and same_entries(first.x, one_input(model, x))):
-        raise ValueError('the layerwise inequality needs a network whose first layer with weights is a Linear '
-                         f'or Conv2d that is given the input itself; {described_module(first)} is not')
+        raise ValueError('the layerwise inequality needs a network whose first layer with weights is a '
+                         f'Linear or Conv2d that is given the input itself; {described_module(first)} is not')
     if 'weight' not in layer._parameters:
         raise ValueError(f'the weight of {first.name} is computed from other parameters (normalized, '
                          'parametrized or pruned): make it a parameter first, by remove_parametrizations, '
@@ -163,8 +163,8 @@ def check_theorem2(
     mean = lambda norms: norms.square().mean().item()
     return Theorem2(layer=first.name, shared=first.x.ndim > 2, theta1=first.norm,
                     x_min=v['x'].min().item(), patch_min=v['patch'].min().item(),
-                    grad_x=mean(v['grad_x']), grad_theta1=mean(v['grad_theta1']), unshared=mean(v['unshared']),
-                    grad_theta=mean(gradient_norms(model, x, y, **kw)['total']),
+                    grad_x=mean(v['grad_x']), grad_theta1=mean(v['grad_theta1']),
+                    unshared=mean(v['unshared']), grad_theta=mean(gradient_norms(model, x, y, **kw)['total']),
                     loss_max=cross_entropy(model, x, y, **kw).max().item(),
                     trace=hessian_trace(model, x, y, **kw)['total'])
 
