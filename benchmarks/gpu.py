@@ -20,7 +20,7 @@ from smoothinterp.core import load_tensors
 from smoothinterp.data import CIFAR10, Data
 from smoothinterp.models import build
 from smoothinterp.results import TrainedNetwork, checkpoints_of, kept_rows, measure_network
-from smoothinterp.runs import Run, Training, _engine
+from smoothinterp.runs import Run, _engine, begin
 from smoothinterp.stack import Engine, fast_cuda, gpu_group
 from smoothinterp.study import (
     CONVNET_B,
@@ -113,14 +113,15 @@ def task_seconds(study, task, device):
     tick, shared = ticks(device), {}
     runs = [Run(run_folder(study, w, s), partial(network, study, w), study_data(study, s), study.recipe, s, {})
             for w, s in task]
-    under_way = [Training(run, device, shared) for run in runs]
+    under_way = [begin(run, device, shared) for run in runs]
     train, setup = _engine(under_way, stacked(study, task[0][0], device)), tick()
     train.epoch(1)
     tick()
     train.epoch(2)
     epoch = tick()
     for t in under_way: t.record(0.)
-    return {'set-up': setup, 'training': epoch * study.recipe.epochs, 'evaluation': tick() * len(under_way[0].recorded)}
+    return {'set-up': setup, 'training': epoch * study.recipe.epochs,
+            'evaluation': tick() * len(under_way[0].recorded_epochs)}
 
 
 def measuring_seconds(study, width, device):

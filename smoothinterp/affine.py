@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECEWISE_AFFINE', 'PRODUCTS', 'operation', 'bent', 'in_order', 'curved_in', 'is_piecewise_linear',
-           'has_linear_pieces', 'confirm_connected', 'confirm_second_derivative', 'confirm_input_derivatives',
-           'in_double', 'along']
+           'has_linear_pieces', 'confirm_connected', 'confirm_second_derivative', 'in_double', 'along',
+           'confirm_input_derivatives']
 
 # %% ../nbs/07_affine.ipynb #affine-02
 import copy
@@ -43,6 +43,8 @@ PIECEWISE_AFFINE = set(' '.join((
     'ReflectionPad1D ReflectionPad2D ReplicationPad1D ReplicationPad2D UpsampleBicubic2D '
     'UpsampleBilinear2D UpsampleNearest2D',
 )).split())
+
+# %% ../nbs/07_affine.ipynb #affine-05a
 PRODUCTS = { # the two inputs of each product
     # of matrices, vectors and numbers
     'Addbmm': (1, 2), 'Addmm': (1, 2), 'Addmv': (1, 2), 'Baddbmm': (1, 2), 'Bmm': (0, 1), 'Div': (0, 1),
@@ -50,6 +52,7 @@ PRODUCTS = { # the two inputs of each product
     # of images and weights
     'Convolution': (0, 1), 'CudnnConvolution': (0, 1), 'CudnnBatchNorm': (0, 1), 'NativeBatchNorm': (0, 1)}
 
+# %% ../nbs/07_affine.ipynb #affine-05d
 def operation(node: Node) -> str:
     """Name of the operation that made a node of the graph, such as 'Relu'; a custom function's ends in
     'custom'."""
@@ -57,6 +60,7 @@ def operation(node: Node) -> str:
     return (f'{name} custom' if isinstance(node, BackwardCFunction)
             and name != 'BackwardHookFunction' else name)
 
+# %% ../nbs/07_affine.ipynb #affine-05g
 def bent(
     node: Node, inputs: list[frozenset],
 ) -> frozenset: # inputs: of each operand, the sources it depends on
@@ -80,6 +84,7 @@ def in_order(out: Tensor) -> list[Node]:
             stack.extend((n, False) for n, _ in node.next_functions if n is not None and n not in seen)
     return order
 
+# %% ../nbs/07_affine.ipynb #affine-07b
 def curved_in(
     out: Tensor,             # computed from the sources, with a graph
     sources: dict[Node, str], # node → name, such as `{get_gradient_edge(x).node: 'input'}`
@@ -131,22 +136,7 @@ def confirm_second_derivative(
                          'custom autograd function '
                          'in the model has no complete double backward pass')
 
-# %% ../nbs/07_affine.ipynb #affine-19
-def confirm_input_derivatives(model: nn.Module, x: Tensor) -> None: # x: input of one sample [1, C, H, W]
-    "`ValueError` if PyTorch's second derivative of the model by its input is not that of finite differences."
-    model, x = in_double(model, x)
-    u = torch.linspace(1, 2, x.numel()).to(x).view_as(x)
-    def gradient(point, create_graph=False):
-        logits = logits_of(model, laid_out_like(point.view_as(x), x))
-        confirm_connected(logits, point)
-        return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), point,
-                                   create_graph=create_graph)[0]
-    with frozen(model), twice_differentiable():
-        at = lambda point: gradient(point.detach().requires_grad_())
-        point = x.flatten().requires_grad_()
-        product = along(gradient(point, create_graph=True), point, u.flatten())
-        confirm_second_derivative(at, point.detach(), u.flatten(), product)
-
+# %% ../nbs/07_affine.ipynb #affine-19a
 def in_double(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """A copy of the model in double precision and evaluation mode, and its input; both as they are if the
     model does not run so."""
@@ -162,3 +152,19 @@ def along(gradient: Tensor, point: Tensor, u: Tensor) -> Tensor: # all of one sh
     if not gradient.requires_grad: return torch.zeros_like(u)
     try: return torch.autograd.grad(gradient, point, u, retain_graph=True, materialize_grads=True)[0]
     except RuntimeError as e: raise ValueError(f'the model cannot be differentiated twice: {e}') from e
+
+# %% ../nbs/07_affine.ipynb #affine-19
+def confirm_input_derivatives(model: nn.Module, x: Tensor) -> None: # x: input of one sample [1, C, H, W]
+    "`ValueError` if PyTorch's second derivative of the model by its input is not that of finite differences."
+    model, x = in_double(model, x)
+    u = torch.linspace(1, 2, x.numel()).to(x).view_as(x)
+    def gradient(point, create_graph=False):
+        logits = logits_of(model, laid_out_like(point.view_as(x), x))
+        confirm_connected(logits, point)
+        return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), point,
+                                   create_graph=create_graph)[0]
+    with frozen(model), twice_differentiable():
+        at = lambda point: gradient(point.detach().requires_grad_())
+        point = x.flatten().requires_grad_()
+        product = along(gradient(point, create_graph=True), point, u.flatten())
+        confirm_second_derivative(at, point.detach(), u.flatten(), product)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['KERNELS', 'LINEAR', 'SCALES', 'UNLIKE', 'RULES', 'BATCH_NORMS', 'FUSE', 'UNIT', 'HOOKS', 'adjoint', 'top_pair',
            'top_singular_value', 'matrix_norm', 'kind_of', 'untouched', 'trials', 'acts_like', 'is_affine',
-           'has_transpose', 'operator_norm', 'without_bias', 'one_sample', 'Value', 'Call', 'place', 'snapshot',
+           'has_transpose', 'without_bias', 'one_sample', 'operator_norm', 'Value', 'place', 'snapshot', 'Call',
            'holds', 'rearranged', 'search', 'confirm', 'inside', 'original', 'eagerly', 'must_search', 'at_random',
            'with_first', 'Watch', 'watched', 'one_input', 'forward_calls', 'confirmed_calls', 'weighted', 'is_matrix',
            'left_out', 'kernel_norms', 'call_names', 'layer_norms', 'lipschitz', 'register', 'described_module',
            'how_to_register', 'constants', 'follow', 'no_rule', 'fold', 'upper_bounds', 'known_norm', 'made_of',
-           'computed', 'distance_from_init', 'weight_names', 'relative_distance']
+           'computed', 'weight_names', 'relative_distance', 'distance_from_init']
 
 # %% ../nbs/12_bounds.ipynb #bounds-02
 import copy
@@ -58,6 +58,7 @@ def top_pair(diagonal: list, off: list) -> tuple[float, float]:
     vector, _ = dstein(diagonal, off, values[:1], blocks, splits)
     return values[0], vector[-1, 0]
 
+# %% ../nbs/12_bounds.ipynb #bounds-07b
 def top_singular_value(
     f,                  # linear map of a tensor
     x: Tensor,          # any input of it: its shape, precision and device
@@ -75,6 +76,7 @@ def top_singular_value(
             if off[-1] * abs(last) <= 2 * tol * value: return sqrt(max(value, 0))
     raise ArithmeticError(f'{steps} Lanczos steps do not reach a relative error of {tol}: raise tol or steps')
 
+# %% ../nbs/12_bounds.ipynb #bounds-07e
 def matrix_norm(weight: Tensor) -> float:
     "Operator norm of a weight tensor as the matrix [outputs, everything else], exact."
     rows = weight.detach().flatten(1)
@@ -84,6 +86,7 @@ def matrix_norm(weight: Tensor) -> float:
 # %% ../nbs/12_bounds.ipynb #bounds-71
 KERNELS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
            nn.ConvTranspose3d)
+
 LINEAR = *KERNELS, nn.AvgPool2d, nn.AdaptiveAvgPool2d
 
 def kind_of(module: nn.Module, kinds) -> type | None:
@@ -98,6 +101,7 @@ def untouched(module: nn.Module, kind: type | None) -> bool:
 
 # %% ../nbs/12_bounds.ipynb #bounds-95
 SCALES = 1e-3, 1, 1e3
+
 # a module cannot be called the way its class can
 UNLIKE = AttributeError, NotImplementedError, RuntimeError, TypeError
 
@@ -112,6 +116,7 @@ def acts_like(module: nn.Module, kind: type, x: Tensor) -> bool:
     try: return all(close(module(s * v), kind.forward(module, s * v)) for s, v in zip(SCALES, trials(x, 3)))
     except UNLIKE: return False
 
+# %% ../nbs/12_bounds.ipynb #bounds-95c
 @torch.no_grad()
 def is_affine(f, x: Tensor) -> bool:
     "Whether A x = f(x) - f(0) is linear and not 0, on random inputs like x."
@@ -132,6 +137,18 @@ def has_transpose(f, x: Tensor) -> bool:
     except UNLIKE: return False
     return (bool(((back * (u + v)).sum() - (Au * (Au + Av)).sum()).abs() <= 1e-4 * vector_norm(Au)
                  * vector_norm(Au + Av)))
+
+# %% ../nbs/12_bounds.ipynb #bounds-73a
+def without_bias(layer: nn.Module) -> nn.Module: # its weights are shared
+    "The layer with a bias of zero."
+    if getattr(layer, 'bias', None) is None: return layer
+    layer = copy.copy(layer)
+    layer._parameters = layer._parameters | dict(bias=None)
+    return layer
+
+def one_sample(layer: nn.Module, x: Tensor) -> Tensor:
+    "The first of a layer's inputs [N, ...]; an input without a leading N as it is."
+    return x[:1] if x.ndim == getattr(layer, 'weight', x).ndim else x
 
 # %% ../nbs/12_bounds.ipynb #bounds-73
 def operator_norm(
@@ -155,24 +172,22 @@ def operator_norm(
         with torch.no_grad(): bias = layer(torch.zeros_like(x))
         return top_singular_value(lambda v: layer(v) - bias, x, tol)
 
-def without_bias(layer: nn.Module) -> nn.Module: # its weights are shared
-    "The layer with a bias of zero."
-    if getattr(layer, 'bias', None) is None: return layer
-    layer = copy.copy(layer)
-    layer._parameters = layer._parameters | dict(bias=None)
-    return layer
-
-def one_sample(layer: nn.Module, x: Tensor) -> Tensor:
-    "The first of a layer's inputs [N, ...]; an input without a leading N as it is."
-    return x[:1] if x.ndim == getattr(layer, 'weight', x).ndim else x
-
-# %% ../nbs/12_bounds.ipynb #bounds-16
+# %% ../nbs/12_bounds.ipynb #bounds-16a
 class Value(NamedTuple):
     "A tensor as it was when a call received it."
     flat: Tensor    # a copy of its entries
     place: tuple    # where they lay, and how often they had been overwritten
     tensor: Tensor  # kept, so that no other tensor takes its place
 
+def place(t: Tensor) -> tuple:
+    "Where a tensor's entries lie, and how often they were overwritten."
+    return t.untyped_storage().data_ptr(), t._version
+
+def snapshot(t) -> Value | None:
+    "A tensor as it is now."
+    return Value(t.detach().flatten().clone(), place(t), t) if isinstance(t, Tensor) else None
+
+# %% ../nbs/12_bounds.ipynb #bounds-16
 @dataclass
 class Call:
     "One call of a module during a forward pass."
@@ -195,14 +210,6 @@ class Call:
             raise ValueError(f'{self.name} was given more than one tensor: its operator norm is not known')
         try: return operator_norm(self.module, self.x)
         except ValueError as e: raise ValueError(f'{self.name}: {e}') from None
-
-def place(t: Tensor) -> tuple:
-    "Where a tensor's entries lie, and how often they were overwritten."
-    return t.untyped_storage().data_ptr(), t._version
-
-def snapshot(t) -> Value | None:
-    "A tensor as it is now."
-    return Value(t.detach().flatten().clone(), place(t), t) if isinstance(t, Tensor) else None
 
 # %% ../nbs/12_bounds.ipynb #bounds-76
 def holds(values: list, label: tuple, flat: Tensor) -> bool:
@@ -363,6 +370,7 @@ def weighted(call: Call) -> Iterator[Call]:
     else:
         for c in call.inner: yield from weighted(c)
 
+# %% ../nbs/12_bounds.ipynb #bounds-19b
 def is_matrix(name: str, p: Tensor) -> bool:
     "Whether a parameter is a weight matrix or kernel, by its last name and its shape."
     return p.ndim > 1 and ('weight' in name.rpartition('.')[2] or len(p) > 1 and p[0].numel() > 1)
@@ -381,7 +389,7 @@ def left_out(model: nn.Module, x: Tensor, calls: list[Call]) -> list[str]:
                                    allow_unused=True) if total.requires_grad else ()
         return [name for name, g in zip(others, used) if g is not None]
 
-# %% ../nbs/12_bounds.ipynb #bounds-82
+# %% ../nbs/12_bounds.ipynb #bounds-82a
 def kernel_norms(call: Call) -> dict: # reshaped, frobenius
     "Norms of a layer's kernel; NaN where it is not its `weight` that acts."
     layer, kind = call.module, kind_of(call.module, KERNELS)
@@ -397,6 +405,7 @@ def call_names(calls: list[Call]) -> Iterator[str]:
         seen[c.name] += 1
         yield c.name if total[c.name] == 1 else f'{c.name} (call {seen[c.name]})'
 
+# %% ../nbs/12_bounds.ipynb #bounds-82
 def layer_norms(
     model: nn.Module,
     x: Tensor,         # inputs [N, C, H, W]; the first gives the sizes
@@ -547,6 +556,7 @@ def made_of(model: nn.Module) -> dict[str, str]: # name in the state dict → na
             found |= {f'{at}{t}_{end}': at + t for end in ('g', 'v', 'u', 'orig', 'mask')}
     return found
 
+# %% ../nbs/12_bounds.ipynb #bounds-40c
 @torch.no_grad()
 def computed(model: nn.Module, state: dict, names) -> dict[str, Tensor]:
     "These weights as the model computes them from a state dict. The model itself is left as it is."
@@ -559,6 +569,24 @@ def computed(model: nn.Module, state: dict, names) -> dict[str, Tensor]:
         for hook in [h for h in m._forward_pre_hooks.values() if isinstance(h, HOOKS)]: hook(m, ())
     paths = [name.rpartition('.') for name in names]
     return {name: getattr(twin.get_submodule(path), t) for name, (path, _, t) in zip(names, paths)}
+
+# %% ../nbs/12_bounds.ipynb #bounds-88a
+def weight_names(model: nn.Module, state: dict, parts: dict) -> list[str]:
+    """Names of the parameters and buffers that may be weights, in order; one for all the tensors that a
+    weight is computed from."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return (list(dict.fromkeys(parts.get(k, k)
+                               for k in state if k in parts or k in parameters or k.endswith('weight'))))
+
+# %% ../nbs/12_bounds.ipynb #bounds-88c
+def relative_distance(name: str, now: Tensor, start: Tensor) -> float:
+    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved; `ValueError` for tensors of two sizes."
+    if now.shape != start.shape:
+        raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the '
+                         'same network')
+    now, start = now.double().cpu(), start.double().cpu()
+    moved = (now - start).norm()
+    return (moved / start.norm()).item() if moved else 0. # a weight may still be at zero, where it started
 
 # %% ../nbs/12_bounds.ipynb #bounds-88
 def distance_from_init(
@@ -577,19 +605,3 @@ def distance_from_init(
     if derived: now, init = now | computed(model, now, derived), computed(model, init, derived) | init
     return {name.removesuffix('.weight'): relative_distance(name, now[name], init[name])
             for name in names if is_matrix(name, now[name])}
-
-def weight_names(model: nn.Module, state: dict, parts: dict) -> list[str]:
-    """Names of the parameters and buffers that may be weights, in order; one for all the tensors that a
-    weight is computed from."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return (list(dict.fromkeys(parts.get(k, k)
-                               for k in state if k in parts or k in parameters or k.endswith('weight'))))
-
-def relative_distance(name: str, now: Tensor, start: Tensor) -> float:
-    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved; `ValueError` for tensors of two sizes."
-    if now.shape != start.shape:
-        raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the '
-                         'same network')
-    now, start = now.double().cpu(), start.double().cpu()
-    moved = (now - start).norm()
-    return (moved / start.norm()).item() if moved else 0. # a weight may still be at zero, where it started

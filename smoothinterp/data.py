@@ -65,11 +65,12 @@ class Data:
     normalize: Normalize # maps pixels to network input
 
     def __post_init__(self):
-        for images in (self.x, self.x_test):
-            if images.dtype != torch.uint8:
-                raise ValueError(f'images are kept as bytes, torch.uint8, not {images.dtype}')
-        validate_images(self.x, self.y, self.classes)
-        validate_images(self.x_test, self.y_test, self.classes)
+        _validate_bytes(self.x, self.y, self.classes)
+        _validate_bytes(self.x_test, self.y_test, self.classes)
+
+    def inputs(self, images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
+        "Map stored images to network input."
+        return self.normalize(to_pixels(images))
 
     @property
     def corrupted(self) -> Tensor: # bool [N]
@@ -85,10 +86,6 @@ class Data:
     def corrupted_classes(self) -> Tensor: # bool [classes]
         "Mask of the classes with at least one wrong label, by true class."
         return self.true[self.corrupted].bincount(minlength=self.classes) > 0
-
-    def inputs(self, images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
-        "Map stored images to network input."
-        return self.normalize(to_pixels(images))
 
 # %% ../nbs/03_data.ipynb #data-10
 def validate_images(
@@ -108,6 +105,11 @@ def validate_images(
     if y.min() < 0 or y.max() >= classes:
         raise ValueError(f'labels must lie in 0..{classes - 1}; '
                          f'they lie in {int(y.min())}..{int(y.max())}')
+
+def _validate_bytes(images, labels, classes):
+    if images.dtype != torch.uint8:
+        raise ValueError(f'images are kept as bytes, torch.uint8, not {images.dtype}')
+    validate_images(images, labels, classes)
 
 # %% ../nbs/03_data.ipynb #data-13
 def digits(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'panels', 'ordered', 'seed_values', 'draw_curve',
            'seeds_note', 'missing_note', 'write_notes', 'width_axis', 'thinned', 'mark_threshold', 'mark_width',
-           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'heat_map', 'epoch_table', 'save_figure',
+           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'epoch_table', 'heat_map', 'save_figure',
            'keep_figure']
 
 # %% ../nbs/22_figures.ipynb #figures-02
@@ -43,7 +43,9 @@ def panels(
 
 # %% ../nbs/22_figures.ipynb #figures-07
 SUBSETS = dict(all='.25', clean='#0072B2', noisy='#D55E00', untouched='#009E73', corrupted='#CC79A7')
+
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9') # of curves that are neither
+
 NOISE = {0.: '#56B4E9', .1: '#009E73', .15: '#E69F00', .2: '#D55E00', .4: '#CC79A7'}
 
 def ordered(values, palette: str = 'viridis') -> dict: # value → color
@@ -51,6 +53,7 @@ def ordered(values, palette: str = 'viridis') -> dict: # value → color
     values = sorted(values)
     return {v: plt.get_cmap(palette)(i / max(len(values), 2) * .95) for i, v in enumerate(values)}
 
+# %% ../nbs/22_figures.ipynb #figures-08b
 LABELS = dict(accuracy='accuracy', cross_entropy='cross-entropy', loss_jacobian='Jacobian norm',
               tangent_hessian='tangent Hessian',
               tangent_smooth='smooth part', tangent_kink='kink part', error='error', loss='loss',
@@ -71,6 +74,7 @@ def seed_values(
                          'path and volume')
     return rows[['width', 'seed', 'epoch']].assign(value=rows[column])
 
+# %% ../nbs/22_figures.ipynb #figures-10b
 def draw_curve(
     ax, rows: pd.DataFrame, color, label: str | None = None, x: str = 'width', **style,
 ) -> None: # rows: of `seed_values`
@@ -81,6 +85,7 @@ def draw_curve(
     if rows['seed'].nunique() > 1:
         ax.fill_between(mean.index, by.min(), by.max(), color=color, alpha=.15, lw=0)
 
+# %% ../nbs/22_figures.ipynb #figures-10e
 def seeds_note(df: pd.DataFrame) -> str:
     "What the curves and bands of a frame are."
     n = df['seed'].nunique()
@@ -93,6 +98,7 @@ def missing_note(df: pd.DataFrame) -> str: # empty if nothing is missing
     parts = [f'{w:g} (seed {", ".join(s)})' if w in there else f'{w:g}' for w, s in seeds.items()]
     return f'not measured yet: w = {", ".join(parts)}' if parts else ''
 
+# %% ../nbs/22_figures.ipynb #figures-10g
 def write_notes(fig: Figure, df: pd.DataFrame) -> None:
     "Write below a figure how many seeds it shows and which runs it lacks."
     fig.supxlabel('; '.join(filter(None, [seeds_note(df), missing_note(df)])), fontsize=7, color='.35')
@@ -112,6 +118,7 @@ def thinned(widths: list, ratio: float = 1.6) -> list: # part of `widths`
         if w >= ratio * kept[-1]: kept.append(w)
     return kept
 
+# %% ../nbs/22_figures.ipynb #figures-12c
 def mark_threshold(ax, df: pd.DataFrame) -> None: # df: tidy
     "A dotted line at the interpolation threshold, if the networks reach it."
     if (at := threshold(df)) is not None: ax.axvline(at, ls=':', c='k', lw=1, zorder=0)
@@ -130,14 +137,15 @@ def over_width(
     mark_width(ax, width, df)
 
 # %% ../nbs/22_figures.ipynb #figures-16
-FIG2 = ('accuracy', 'cross_entropy', 'loss_jacobian', 'tangent_hessian')
-
 def volume_curves(df: pd.DataFrame, measure: str, subset: str) -> dict[str, tuple]: # label → (color, rows)
     "A curve for each volume of a measure over a subset of the training points."
     rows = df[(df['measure'] == measure) & (df['path'] != 'none')]
     named = lambda volume: '0 (the point)' if volume == 0 else f'{volume}'
     return {named(v): (color, seed_values(rows, measure, subset=subset, volume=v))
             for v, color in ordered(rows['volume'].unique()).items()}
+
+# %% ../nbs/22_figures.ipynb #figures-16b
+FIG2 = ('accuracy', 'cross_entropy', 'loss_jacobian', 'tangent_hessian')
 
 def sharpness_panels(
     df: pd.DataFrame,        # tidy: results of one study
@@ -173,6 +181,17 @@ def over_epoch(
     ax.set(xscale='symlog', xlabel='epoch')
     ax.xaxis.set_minor_formatter(NullFormatter())
 
+# %% ../nbs/22_figures.ipynb #figures-24a
+def epoch_table(
+    df: pd.DataFrame, measure: str, column: str = 'mean', **where,
+) -> pd.DataFrame: # epochs down, widths across
+    """Mean over seeds of a measure by width, at the epochs of the longest run. A run that ended keeps its
+    last value."""
+    rows = seed_values(df, measure, column, **where)
+    longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
+    grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
+    return rows.pivot_table(index='epoch', columns='width', values='value').ffill().loc[sorted(grid)]
+
 # %% ../nbs/22_figures.ipynb #figures-24
 def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # rows down, widths across
     """A table as a heat map with its color bar. Values at or below 0 are left blank where colors are
@@ -189,16 +208,6 @@ def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # 
                   [f'{v:g}' if isinstance(v, (int, float)) else v for v in table.index[::step]])
     ax.tick_params(axis='x', labelrotation=90)
     ax.grid(False)
-
-def epoch_table(
-    df: pd.DataFrame, measure: str, column: str = 'mean', **where,
-) -> pd.DataFrame: # epochs down, widths across
-    """Mean over seeds of a measure by width, at the epochs of the longest run. A run that ended keeps its
-    last value."""
-    rows = seed_values(df, measure, column, **where)
-    longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
-    grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
-    return rows.pivot_table(index='epoch', columns='width', values='value').ffill().loc[sorted(grid)]
 
 # %% ../nbs/22_figures.ipynb #figures-28
 def save_figure(

@@ -10,7 +10,7 @@ import torch
 from smoothinterp import stack
 from smoothinterp.data import digits, with_noise
 from smoothinterp.models import build
-from smoothinterp.stack import Engine, Stack
+from smoothinterp.stack import Engine, RecordedStep, Stack, TrainingStep
 from smoothinterp.train import Recipe, epoch_order, in_memory, lr_at, optimizer, train_epoch
 
 pytestmark = pytest.mark.numeric
@@ -33,6 +33,10 @@ def digit_engine(seeds, width, **options):
                   stack=True, **options)
 
 
+def recorded(engine):
+    return RecordedStep(engine.step, engine.samples.order[:, :engine.recipe.batch])
+
+
 def by_torch(model, x, y, recipe, seed, epochs):
     "Losses and momentum of the plain loop."
     theirs, losses = optimizer(model, recipe), []
@@ -51,14 +55,14 @@ def test_stacked_is_separate_training_in_float64(family):
     nets = [build(family, w, size=16, seed=s).double() for s, w in enumerate(widths)]
     apart = copy.deepcopy(nets)
     together = Engine(nets, [x] * 3, ys, RECIPE, [0, 1, 2], stack=True)
-    assert together.x.shape[0] == 1 and together.params[0].shape[0] % 3 == 0
+    assert together.samples.x.shape[0] == 1 and together.step.params[0].shape[0] % 3 == 0
     losses = [together.epoch(e) for e in (1, 2, 3)]
     for i, net in enumerate(apart):
         expected, momentum = by_torch(net, x, ys[i], RECIPE, i, (1, 2, 3))
         torch.testing.assert_close([row[i] for row in losses], expected, rtol=0, atol=1e-12)
         for a, b in zip(nets[i].parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-        for a, b in zip(together.state_of(i)[0], momentum, strict=True):
+        for a, b in zip(together.step.state_of(i)[0], momentum, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
         net.load_state_dict(nets[i].state_dict()) # the same names and shapes
 
@@ -68,14 +72,12 @@ def test_padding_stays_zero():
     nets = [build('convnet-b', w, size=16, seed=1) for w in (1, 3)]
     x, y = color(256)
     e = Engine(nets, [x, x], [y, y], RECIPE, [0, 1], stack=True)
-    e.net = Stack(nets, multiple=8)
-    e.params = list(e.net.parameters())
-    e.state = [[torch.zeros_like(p) for p in e.params]]
+    e.take = e.step = TrainingStep(Stack(nets, multiple=8), RECIPE, e.samples)
     for epoch in (1, 2): e.epoch(epoch)
     with torch.no_grad():
-        for tensors in (e.params, e.state[0]):
+        for tensors in (e.step.params, e.step.state[0]):
             assert all(t.abs().sum() > 0 for t in tensors)
-            for i in (0, 1): torch._foreach_zero_(e.net.windows(tensors, i))
+            for i in (0, 1): torch._foreach_zero_(e.step.net.windows(tensors, i))
             assert all(t.count_nonzero() == 0 for t in tensors)
 
 
@@ -101,7 +103,7 @@ def test_resumes_to_the_same_bits(family, width, optimizer):
     whole, first = make(0), make(0)
     for e in (1, 2, 3): whole.epoch(e)
     first.epoch(1)
-    second = make(1, start=[[[t.contiguous() for t in slot] for slot in first.state_of(0)]])
+    second = make(1, start=[[[t.contiguous() for t in slot] for slot in first.step.state_of(0)]])
     second.models[0].load_state_dict({k: v.contiguous() for k, v in first.models[0].state_dict().items()})
     for e in (2, 3): second.epoch(e)
     for k, v in whole.models[0].state_dict().items(): assert torch.equal(v, second.models[0].state_dict()[k]), k
@@ -117,10 +119,10 @@ def test_recording_a_step_changes_nothing(monkeypatch):
     plain, taped = make(), make()
     plain.epoch(1), taped.epoch(1)
     monkeypatch.setattr(stack, 'capture', warm_up_only)
-    taped.net.eval() # as after an evaluation
-    taped.full_step = taped.record()
-    assert taped.net.training and plain.epoch(2) == taped.epoch(2)
-    for k, v in plain.net.state_dict().items(): assert torch.equal(v, taped.net.state_dict()[k]), k
+    taped.step.net.eval() # as after an evaluation
+    taped.take = recorded(taped)
+    assert taped.step.net.training and plain.epoch(2) == taped.epoch(2)
+    for k, v in plain.step.net.state_dict().items(): assert torch.equal(v, taped.step.net.state_dict()[k]), k
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
@@ -130,14 +132,14 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
     monkeypatch.setattr(stack, 'capture', broken)
     plain, other = digit_engine((0, 1), 2), digit_engine((0, 1), 2)
     with pytest.warns(UserWarning, match='not permitted when stream is capturing.*without, slower'):
-        other.full_step = other.record()
+        other.take = recorded(other)
     assert plain.epoch(1) == other.epoch(1)
 
 
 def test_running_out_of_memory_is_no_failed_recording(monkeypatch):
     def full(step): raise torch.OutOfMemoryError('CUDA out of memory')
     monkeypatch.setattr(stack, 'capture', full)
-    with pytest.raises(torch.OutOfMemoryError): digit_engine((0, 1), 2).record()
+    with pytest.raises(torch.OutOfMemoryError): recorded(digit_engine((0, 1), 2))
 
 
 def test_a_failed_capture_leaves_its_stream(monkeypatch):
@@ -191,7 +193,7 @@ def gpu_networks(precision, family, widths):
 def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, recwarn):
     "Over 50 steps, with the plain loop in true float32 or float64."
     e, losses = on_gpu(precision, stack, family=family, widths=widths)
-    assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
+    assert not [w for w in recwarn if 'captured' in str(w.message)] and e.take.full.__name__ == 'replay'
     nets, x, y = gpu_networks(precision, family, widths)
     for i, net in enumerate(nets):
         with stack.fast_cuda('float32'): expected, _ = by_torch(net, x, y, RECIPE, i, range(1, 6))
@@ -205,7 +207,7 @@ def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, re
 def test_adam_and_crops_are_recorded(recwarn):
     adam = dict(optimizer='adam', lr=1e-3, warmup_epochs=0, loss='mse')
     e, losses = on_gpu('float64', False, 5, 'resnet18', (4,), **adam)
-    assert not [w for w in recwarn if 'captured' in str(w.message)] and e.full_step.__name__ == 'replay'
+    assert not [w for w in recwarn if 'captured' in str(w.message)] and e.take.full.__name__ == 'replay'
     (net,), x, y = gpu_networks('float64', 'resnet18', (4,))
     with stack.fast_cuda('float32'): expected, _ = by_torch(net, x, y, replace(RECIPE, **adam), 0, range(1, 6))
     torch.testing.assert_close([row[0] for row in losses], expected, rtol=0, atol=1e-10)
@@ -228,5 +230,5 @@ def test_padded_to_eight_and_switches_turned_back():
         return torch.backends.cudnn.benchmark, getattr(matmul, 'fp32_precision', None) or matmul.allow_tf32
     before = settings()
     e, _ = on_gpu('bf16', True)
-    assert [p.shape[0] for p in e.params[:8:2]] == [16, 32, 48, 96]
+    assert [p.shape[0] for p in e.step.params[:8:2]] == [16, 32, 48, 96]
     assert settings() == before
