@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['accuracy', 'cross_entropy', 'sample_loss', 'cotangent', 'normalized', 'logit_gradient', 'loss_gradient', 'norm',
            'loss_jacobian', 'logit_rows', 'jacobian_rows', 'gram', 'logit_jacobian', 'largest_eigenvalue',
-           'reshaped_norm', 'rms', 'empirical_lipschitz', 'sharpness', 'tangent_hessian', 'softmax_root',
+           'eigenvalues', 'reshaped_norm', 'rms', 'empirical_lipschitz', 'sharpness', 'tangent_hessian', 'softmax_root',
            'loss_curvature', 'smooth_hvp', 'dense_hessian', 'input_hessian', 'input_hvp', 'piecewise_linear_hvp',
            'tangent_parts', 'on_kink']
 
@@ -122,7 +122,12 @@ def logit_jacobian(model, x, y, reshaped: bool = False) -> dict: # each float64 
 # %% ../nbs/08_measures.ipynb #measures-24b
 def largest_eigenvalue(matrices: Tensor) -> Tensor: # [N, n, n] to [N]
     "Largest eigenvalue of each symmetric matrix, not below 0."
-    return torch.linalg.eigvalsh(matrices)[:, -1].clamp_min(0)
+    return eigenvalues(matrices)[:, -1].clamp_min(0)
+
+def eigenvalues(matrices: Tensor) -> Tensor: # [N, n, n] to [N, n], ascending
+    "Eigenvalues of symmetric matrices. The CPU takes those of over 32 rows: a GPU is slow at them."
+    where = 'cpu' if matrices.shape[-1] > 32 else matrices.device
+    return torch.linalg.eigvalsh(matrices.to(where)).to(matrices.device)
 
 def reshaped_norm(rows: Tensor, shape: tuple) -> Tensor: # [C, N, D] to float64 [N]
     """Operator norm after the authors' reshape of [channels, H, W, C] to [channels W C, H]; not that of
@@ -256,9 +261,9 @@ def _input_hessian(model, x, y):
     linear = has_linear_pieces(logits, x)
     matrices = loss_curvature(logits.detach(),
                               jacobian_rows(logits, x)) if linear else dense_hessian(model, x, y)
-    eigenvalues = torch.linalg.eigvalsh(matrices)
-    if linear: eigenvalues = eigenvalues.clamp_min(0)
-    return dict(frobenius=eigenvalues.norm(dim=1), top=eigenvalues[:, -1], trace=eigenvalues.sum(1))
+    found = eigenvalues(matrices)
+    if linear: found = found.clamp_min(0)
+    return dict(frobenius=found.norm(dim=1), top=found[:, -1], trace=found.sum(1))
 
 # %% ../nbs/08_measures.ipynb #measures-40
 def input_hvp(model, x, y, u: Tensor) -> Tensor: # float64 [N, M, D]
