@@ -71,7 +71,7 @@ SMALL = [DIGITS,
     replace(DIGITS, name='digits-resnet18', family='resnet18', widths=(.5, 1, 1.5, 2, 3, 4, 6, 8),
             recipe=SMALL_RESNET, points=500),
     replace(DIGITS, name='digits-resnet18-plain', family='resnet18-plain', # without batch normalization
-            seeds=(0,), widths=(1, 2, 3, 4, 6, 8, 12), points=500,
+            widths=(1, 2, 3, 4, 6, 8, 12), points=500,
             recipe=replace(SMALL_RESNET, lr=.02, warmup_from=.004)),
     Study('cifar10-small', 'cifar10', (1, 2, 4, 6, 8, 12, 16, 24), (0, 1, 2), replace(FAST, epochs=80),
           n=4000, size=16, points=500)]
