@@ -242,7 +242,8 @@ def _search(values: list, t, _=None) -> tuple:
     if not (flat[:9].any() or flat.any()):
         return next(((i,) for i in newest_first if values[i] and values[i].place == place(t)), ())
     labels = [*combinations(newest_first, 1), *combinations(newest_first, 2)]
-    return next((label for test in (_holds, _rearranged) for label in labels if test(values, label, flat)), ())
+    return next((label for test in (_holds, _rearranged) for label in labels
+                 if test(values, label, flat)), ())
 
 def _confirm(values: list, t, label: tuple | None) -> tuple:
     "The label that another pass found, if it holds in this one too."
@@ -369,7 +370,8 @@ def confirmed_calls(
     with frozen(model):
         found, one = None, one_input(model, x)
         if any(map(_must_search, model.modules())):
-            found = _watched(model, one.repeat(2, 1, 1, 1), _search, scale=100) # two samples: they must not mix
+            # two samples: they must not mix
+            found = _watched(model, one.repeat(2, 1, 1, 1), _search, scale=100)
             for scale in (-10, .01): found = _watched(model, one, _confirm, found, scale)
         return _watched(model, one, _confirm, found).inner[0]
 

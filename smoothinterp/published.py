@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READING', 'COUNTERPARTS', 'MEASURES', 'Thresholds', 'LABELS', 'GREY', 'COLORS', 'TRAINED_ON', 'NOT_PRINTED',
            'EFFECTS', 'published', 'published_curves', 'threshold_between', 'peak', 'counterpart', 'reference',
-           'curves_for', 'pairs', 'rounded_away', 'rank_over_threshold', 'place', 'comparison', 'missing', 'readable',
-           'reproduction_figure', 'setup', 'setup_differences', 'comparable', 'findings']
+           'curves_for', 'pairs', 'rounded_away', 'thresholds', 'rank_over_threshold', 'place', 'comparison', 'missing',
+           'readable', 'reproduction_figure', 'setup', 'setup_differences', 'comparable', 'findings']
 
 # %% ../nbs/23_published.ipynb #publishe-02
 from dataclasses import replace
@@ -141,7 +141,7 @@ def _our_curve(ours, quantity, measure, split, column):
 # %% ../nbs/23_published.ipynb #publishe-25b
 Thresholds = tuple[pd.Interval, pd.Interval] # of base widths: ours, published
 
-def _thresholds(curves: pd.DataFrame, theirs: dict[str, pd.Series]) -> Thresholds:
+def thresholds(curves: pd.DataFrame, theirs: dict[str, pd.Series]) -> Thresholds:
     "Threshold of our curves and of the published ones; no upper end if no training error reads as zero."
     train = curves[curves['quantity'] == 'train_error'].groupby('width')['value'].mean()
     return threshold_between(train), threshold_between(theirs.get('train_error', train[:0]))
@@ -174,7 +174,7 @@ def comparison(
     """Compare our curves with the published ones, one row per pair that has a common width.
     `missing` lists the rest."""
     theirs, curves, rows = published_curves(published), _our_curves(ours, published), {}
-    fits = _thresholds(curves, theirs)
+    fits = thresholds(curves, theirs)
     for (quantity, measure), curve in curves.groupby(['quantity', 'measure'], sort=False):
         mean = curve.groupby('width')['value'].mean()
         if len(mean.index.intersection(theirs[quantity].index)):
@@ -274,7 +274,7 @@ def reproduction_figure(
 
 # %% ../nbs/23_published.ipynb #publishe-37a
 def _over_threshold(curves, theirs):
-    fits = _thresholds(curves, theirs)
+    fits = thresholds(curves, theirs)
     if not all(isfinite(fit.right) for fit in fits):
         between = ', '.join(map(_threshold_text, fits))
         raise ValueError(f'no width fits its labels: the thresholds are {between}')
