@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['KERNELS', 'LINEAR', 'SCALES', 'UNLIKE', 'RULES', 'BATCH_NORMS', 'FUSE', 'UNIT', 'HOOKS', 'adjoint', 'top_pair',
-           'top_singular_value', 'matrix_norm', 'kind_of', 'untouched', 'trials', 'acts_like', 'is_affine',
-           'has_transpose', 'without_bias', 'one_sample', 'operator_norm', 'Value', 'place', 'snapshot', 'Call',
-           'holds', 'rearranged', 'search', 'confirm', 'inside', 'original', 'eagerly', 'must_search', 'at_random',
-           'with_first', 'Watch', 'watched', 'one_input', 'forward_calls', 'confirmed_calls', 'weighted', 'is_matrix',
-           'left_out', 'kernel_norms', 'call_names', 'layer_norms', 'lipschitz', 'register', 'described_module',
-           'how_to_register', 'constants', 'follow', 'no_rule', 'fold', 'upper_bounds', 'known_norm', 'made_of',
+           'top_singular_value', 'matrix_norm', 'kind_of', 'untouched', 'acts_like', 'is_affine', 'has_transpose',
+           'without_bias', 'one_sample', 'operator_norm', 'Value', 'place', 'snapshot', 'Call', 'original', 'one_input',
+           'forward_calls', 'confirmed_calls', 'weighted', 'is_matrix', 'left_out', 'kernel_norms', 'call_names',
+           'layer_norms', 'lipschitz', 'register', 'described_module', 'constants', 'upper_bounds', 'made_of',
            'computed', 'weight_names', 'relative_distance', 'distance_from_init']
 
 # %% ../nbs/12_bounds.ipynb #bounds-02
@@ -105,7 +103,7 @@ SCALES = 1e-3, 1, 1e3
 # a module cannot be called the way its class can
 UNLIKE = AttributeError, NotImplementedError, RuntimeError, TypeError
 
-def trials(x: Tensor, n: int) -> Tensor: # [n, ...]
+def _trials(x: Tensor, n: int) -> Tensor: # [n, ...]
     "Random tensors like x."
     return torch.randn(n, *x.shape, generator=torch.Generator().manual_seed(0)).to(x)
 
@@ -113,7 +111,7 @@ def trials(x: Tensor, n: int) -> Tensor: # [n, ...]
 def acts_like(module: nn.Module, kind: type, x: Tensor) -> bool:
     "Whether a module does what its class `kind` does, on random inputs like x."
     close = lambda a, b: a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max())
-    try: return all(close(module(s * v), kind.forward(module, s * v)) for s, v in zip(SCALES, trials(x, 3)))
+    try: return all(close(module(s * v), kind.forward(module, s * v)) for s, v in zip(SCALES, _trials(x, 3)))
     except UNLIKE: return False
 
 # %% ../nbs/12_bounds.ipynb #bounds-95c
@@ -122,7 +120,7 @@ def is_affine(f, x: Tensor) -> bool:
     "Whether A x = f(x) - f(0) is linear and not 0, on random inputs like x."
     try: zero = f(torch.zeros_like(x))
     except UNLIKE: return False
-    (u, v), A, floor = trials(x, 2), lambda v: f(v) - zero, 1e-6 * vector_norm(zero)
+    (u, v), A, floor = _trials(x, 2), lambda v: f(v) - zero, 1e-6 * vector_norm(zero)
     close = lambda a, b: bool(vector_norm(a - b) <= 1e-4 * vector_norm(b) + floor)
     mixed = 2 * A(u) - 3 * A(v)
     return (bool(mixed.any()) and all(close(A(s * (2 * u - 3 * v)), s * mixed) and close(A(-s * u), -s * A(u))
@@ -131,7 +129,7 @@ def is_affine(f, x: Tensor) -> bool:
 @torch.no_grad()
 def has_transpose(f, x: Tensor) -> bool:
     "Whether the backward pass of an affine f is the transpose of A x = f(x) - f(0), on random inputs like x."
-    (u, v), zero = trials(x, 2), f(torch.zeros_like(x))
+    (u, v), zero = _trials(x, 2), f(torch.zeros_like(x))
     Au, Av = f(u) - zero, f(v) - zero
     try: back = adjoint(f, x)(Au)
     except UNLIKE: return False
@@ -212,12 +210,12 @@ class Call:
         except ValueError as e: raise ValueError(f'{self.name}: {e}') from None
 
 # %% ../nbs/12_bounds.ipynb #bounds-76
-def holds(values: list, label: tuple, flat: Tensor) -> bool:
+def _holds(values: list, label: tuple, flat: Tensor) -> bool:
     "Whether entries are exactly those of one value, or of the sum of two."
     parts = [values[i].flat for i in label if values[i] and values[i].flat.numel() == len(flat)]
     return len(parts) == len(label) and torch.equal(flat, sum(parts[1:], parts[0]))
 
-def rearranged(values: list, label: tuple, flat: Tensor) -> bool:
+def _rearranged(values: list, label: tuple, flat: Tensor) -> bool:
     """Whether entries are those of one value in another order. Their extremes are compared before they
     are sorted."""
     if len(label) > 1 or values[label[0]] is None: return False
@@ -225,28 +223,29 @@ def rearranged(values: list, label: tuple, flat: Tensor) -> bool:
     if len(flat) != len(known) or flat.aminmax() != known.aminmax(): return False
     return torch.equal(flat.sort().values, known.sort().values)
 
-def search(values: list, t, _=None) -> tuple:
+def _search(values: list, t, _=None) -> tuple:
     "Index of the value that a tensor is, the two of which it is the sum, or none."
     if not isinstance(t, Tensor): return ()
     flat, newest_first = t.detach().flatten(), range(len(values) - 1, -1, -1)
     if not (flat[:9].any() or flat.any()):
         return next(((i,) for i in newest_first if values[i] and values[i].place == place(t)), ())
     labels = [*combinations(newest_first, 1), *combinations(newest_first, 2)]
-    return next((label for test in (holds, rearranged) for label in labels if test(values, label, flat)), ())
+    return next((label for test in (_holds, _rearranged) for label in labels
+                 if test(values, label, flat)), ())
 
-def confirm(values: list, t, label: tuple | None) -> tuple:
+def _confirm(values: list, t, label: tuple | None) -> tuple:
     "The label that another pass found, if it holds in this one too."
     if not label or not isinstance(t, Tensor): return ()
-    return label if any(test(values, label, t.detach().flatten()) for test in (holds, rearranged)) else ()
+    return label if any(test(values, label, t.detach().flatten()) for test in (_holds, _rearranged)) else ()
 
 # %% ../nbs/12_bounds.ipynb #bounds-78
-def inside(model: nn.Module) -> tuple[nn.Module, str]: # the network, the prefix of its names
+def _inside(model: nn.Module) -> tuple[nn.Module, str]: # the network, the prefix of its names
     "The network inside of DataParallel or `torch.compile`."
     wrapped = isinstance(model, (nn.DataParallel,
                                  nn.parallel.DistributedDataParallel)) or '_orig_mod' in model._modules
     if not wrapped: return model, ''
     (name, child), = model.named_children()
-    network, prefix = inside(child)
+    network, prefix = _inside(child)
     return network, f'{name}.{prefix}'
 
 def original(model: nn.Module) -> nn.Module:
@@ -255,9 +254,9 @@ def original(model: nn.Module) -> nn.Module:
         if isinstance(m, torch.jit.ScriptModule):
             raise ValueError(f'{name or "the model"} is scripted or traced, so its layers cannot be seen: '
                              'pass the module that it was made of')
-    return inside(model)[0]
+    return _inside(model)[0]
 
-def eagerly(model: nn.Module):
+def _eagerly(model: nn.Module):
     "Within: compiled modules run as they were written, so that hooks see every call."
     compiled = any('_orig_mod' in m._modules or m._compiled_call_impl for m in model.modules())
     return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
@@ -265,29 +264,29 @@ def eagerly(model: nn.Module):
 # %% ../nbs/12_bounds.ipynb #bounds-87
 RULES = {} # module class → bound on the Lipschitz constant of a call
 
-def must_search(module: nn.Module) -> bool:
+def _must_search(module: nn.Module) -> bool:
     "Whether a module's own code decides what other modules are given, or what it returns."
     return (not untouched(module, nn.Sequential)
             and (len(module._modules) > 0 or kind_of(module, RULES) is None))
 
-def at_random(x: Tensor | None, scale: float) -> Tensor | None: # the same shape
+def _at_random(x: Tensor | None, scale: float) -> Tensor | None: # the same shape
     "Random entries of this size, with a mean, in the layout of x."
     if x is None or not x.is_floating_point() or not x.numel(): return x
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     return torch.empty_like(x).copy_(scale * (noise + noise.flatten()[0]))
 
-def with_first(args: tuple, kwargs: dict, x: Tensor | None) -> tuple | None:
+def _with_first(args: tuple, kwargs: dict, x: Tensor | None) -> tuple | None:
     "The arguments of a call with another first one."
     if x is None: return None
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): x})
 
 # %% ../nbs/12_bounds.ipynb #bounds-96
-class Watch:
+class _Watch:
     "The hooks of one forward pass, and the calls that they saw."
     def __init__(self, model, x, find, like, scale):
         self.names, self.find, self.scale = {m: name for name, m in model.named_modules()}, find, scale
         self.in_a_row = {m for m in self.names if untouched(m, nn.Sequential)}
-        self.searched = {m for m in self.names if find and must_search(m)}
+        self.searched = {m for m in self.names if find and _must_search(m)}
         # open calls, each with its twin in another pass
         self.stack = [(Call(model, '', x, values=[snapshot(x)]), like)]
 
@@ -305,9 +304,9 @@ class Watch:
         return self.begin_search(call, args, kwargs) if m in self.searched else None
 
     def begin_search(self, call, args, kwargs):
-        if self.scale: call.x = at_random(call.x, self.scale)
+        if self.scale: call.x = _at_random(call.x, self.scale)
         call.values = [snapshot(call.x)]
-        return with_first(args, kwargs, call.x)
+        return _with_first(args, kwargs, call.x)
 
     def leave(self, m, args, out):
         (call, twin), (caller, _) = self.stack.pop(), self.stack[-1]
@@ -319,19 +318,19 @@ class Watch:
         call.values = []
 
 # %% ../nbs/12_bounds.ipynb #bounds-97
-def watched(
+def _watched(
     model: nn.Module,
     x: Tensor,                      # inputs [N, C, H, W]
-    find: Callable | None = None,   # `search` or `confirm`
-    like: Call | None = None,       # for `confirm`: what another pass found
+    find: Callable | None = None,   # `_search` or `_confirm`
+    like: Call | None = None,       # for `_confirm`: what another pass found
     scale: float | None = None,     # give modules that are searched random inputs of this size
 ) -> Call:                          # the caller of the model
     "A forward pass and its calls, nested as the modules are."
-    watch = Watch(model, x, find, like, scale)
+    watch = _Watch(model, x, find, like, scale)
     hooks = [h for m in watch.names for h in (m.register_forward_pre_hook(watch.enter, with_kwargs=True),
                                               m.register_forward_hook(watch.leave))]
     try:
-        with torch.no_grad(), eagerly(model): logits_of(model, x)
+        with torch.no_grad(), _eagerly(model): logits_of(model, x)
     finally:
         for h in hooks: h.remove()
     return watch.stack[0][0]
@@ -348,7 +347,7 @@ def forward_calls(
     x: Tensor, # inputs [N, C, H, W]; the first is used
 ) -> Call:     # the model's own call
     "The calls of a forward pass, with the sizes that they saw."
-    with frozen(model): return watched(model, one_input(model, x)).inner[0]
+    with frozen(model): return _watched(model, one_input(model, x)).inner[0]
 
 def confirmed_calls(
     model: nn.Module,
@@ -358,10 +357,11 @@ def confirmed_calls(
     others and with x."""
     with frozen(model):
         found, one = None, one_input(model, x)
-        if any(map(must_search, model.modules())):
-            found = watched(model, one.repeat(2, 1, 1, 1), search, scale=100) # two samples: they must not mix
-            for scale in (-10, .01): found = watched(model, one, confirm, found, scale)
-        return watched(model, one, confirm, found).inner[0]
+        if any(map(_must_search, model.modules())):
+            # two samples: they must not mix
+            found = _watched(model, one.repeat(2, 1, 1, 1), _search, scale=100)
+            for scale in (-10, .01): found = _watched(model, one, _confirm, found, scale)
+        return _watched(model, one, _confirm, found).inner[0]
 
 # %% ../nbs/12_bounds.ipynb #bounds-19
 def weighted(call: Call) -> Iterator[Call]:
@@ -430,14 +430,14 @@ def lipschitz(module: nn.Module, call: Call) -> float:
     """Upper bound on a module's Lipschitz constant; `@lipschitz.register(kind)` adds a rule. `ValueError` if
     there is none, or the module does not act like the class whose rule it is."""
     kind = kind_of(module, RULES)
-    if kind is None: return follow(call)
+    if kind is None: return _follow(call)
     if module.training or not call.alone:
         why = 'stays in training mode after eval()' if module.training else 'was given more than one tensor'
         raise ValueError(f'{described_module(call)} {why}: the rule of {kind.__name__} does not hold')
     if kind not in LINEAR and not untouched(module, kind) and not acts_like(module, kind, call.x):
         raise ValueError(f'{described_module(call)} does not act like {kind.__name__}, of which it is '
                          'derived (or has hooks): '
-                         + how_to_register(call))
+                         + _how_to_register(call))
     return RULES[kind](module, call)
 
 def register(kind: type):
@@ -453,7 +453,7 @@ def described_module(call: Call) -> str:
     "Name and class, for an error."
     return f'{call.name or "the model"} ({type(call.module).__name__})'
 
-def how_to_register(call: Call) -> str:
+def _how_to_register(call: Call) -> str:
     "What to do about a module without a bound."
     return f'add a rule with @lipschitz.register({type(call.module).__name__})'
 
@@ -462,30 +462,30 @@ def constants(call: Call) -> list[float]:
     "Bounds of a call's values by its input: 1 for itself, then what each inner call returned."
     found, calls = [1.], [None]
     for c in call.inner:
-        if not c.source: raise no_rule(call)
-        calls.append(fold(calls[c.source[0]], c))
+        if not c.source: raise _no_rule(call)
+        calls.append(_fold(calls[c.source[0]], c))
         found.append(lipschitz(calls[-1].module, calls[-1]) * sum(found[i] for i in calls[-1].source))
     return found
 
-def follow(call: Call) -> float:
+def _follow(call: Call) -> float:
     """Bound of a module that only calls others, gives them its values or sums of two, and uses what each
     returns."""
     found, labels = constants(call), (call.result, *(c.source for c in call.inner))
     lost = set(range(1, len(found))) - {i for label in labels for i in label}
-    if not call.result or any(found[i] for i in lost): raise no_rule(call)
+    if not call.result or any(found[i] for i in lost): raise _no_rule(call)
     return sum(found[i] for i in call.result)
 
-def no_rule(call: Call) -> ValueError:
+def _no_rule(call: Call) -> ValueError:
     "The error for a module whose constant is not known."
     does = ('does more than run its modules and add two of their outputs'
             if call.inner else 'has no known bound')
-    return ValueError(f'{described_module(call)} {does}: {how_to_register(call)}')
+    return ValueError(f'{described_module(call)} {does}: {_how_to_register(call)}')
 
 # %% ../nbs/12_bounds.ipynb #bounds-98
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 FUSE = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
 
-def fold(before: Call | None, call: Call) -> Call:
+def _fold(before: Call | None, call: Call) -> Call:
     """A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same; any
     other call as it is."""
     layer, last, kind = before and before.module, call.module, kind_of(call.module, BATCH_NORMS)
@@ -532,10 +532,10 @@ def upper_bounds(
     layers = list(weighted(root))
     with frozen(model):
         valid, start = lipschitz(model, root), nan if left_out(model, x, layers) else 1
-        return dict(valid=valid, paper_operator=prod((known_norm(c) for c in layers), start=start),
+        return dict(valid=valid, paper_operator=prod((_known_norm(c) for c in layers), start=start),
                     paper_reshaped=prod((kernel_norms(c)['reshaped'] for c in layers), start=start))
 
-def known_norm(call: Call) -> float:
+def _known_norm(call: Call) -> float:
     "Operator norm of a layer; NaN for one that is not linear, whose bound comes from a rule of yours."
     try: return call.norm
     except ValueError: return nan
@@ -595,7 +595,7 @@ def distance_from_init(
 ) -> dict[str, float]:         # layer name to relative distance, dimensionless; infinite from a start at zero
     """Relative Frobenius distance of each weight matrix or kernel from its start (paper B). `KeyError` if
     `init` lacks a layer."""
-    model, prefix = inside(model)
+    model, prefix = _inside(model)
     init, now, parts = {k.removeprefix(prefix): v
                         for k, v in init.items()}, model.state_dict(), made_of(model)
     missing_widths = [k for k in now if k in parts and parts[k] not in init and k not in init]

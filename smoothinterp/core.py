@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['home', 'runs_dir', 'data_dir', 'figures_dir', 'atomic', 'atomic_folder', 'DamagedFile', 'write_json', 'read_json',
-           'damaged', 'digest', 'save_tensors', 'load_tensors', 'frame_digest', 'save_frame', 'load_frame', 'nearest',
-           'run_name']
+           'save_tensors', 'load_tensors', 'frame_digest', 'save_frame', 'load_frame', 'nearest', 'run_name']
 
 # %% ../nbs/01_core.ipynb #files-05
 def home() -> Path: # the checkout, or a cache folder if the package was installed without one
@@ -89,15 +88,15 @@ def write_json(path: Path, obj) -> None:
 def read_json(path: Path):
     "Read a JSON file. `DamagedFile` if it cannot be parsed."
     try: return json.loads(Path(path).read_text())
-    except ValueError as e: raise damaged(path, e) from None
+    except ValueError as e: raise _damaged(path, e) from None
 
-def damaged(path: Path, why) -> DamagedFile: # exception to raise
+def _damaged(path: Path, why) -> DamagedFile: # exception to raise
     "Build the error for a damaged file: which file, why, and what to do."
     return DamagedFile(f'{path} is damaged ({why}). Delete it, or make it anew with force=True '
                        '(smoothinterp sweep STUDY --widths W --force).')
 
 # %% ../nbs/01_core.ipynb #files-12
-def digest(
+def _digest(
     tensors: dict[str, Tensor], # tensors by name, on any device
     meta: dict[str, str],       # metadata to include
 ) -> str:                       # hexadecimal SHA-256
@@ -121,7 +120,7 @@ def save_tensors(
     meta = {k: json.dumps(v) for k, v in meta.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic(path) as part:
-        try: save_file(tensors, part, metadata=meta | {'sha256': digest(tensors, meta)})
+        try: save_file(tensors, part, metadata=meta | {'sha256': _digest(tensors, meta)})
         except SafetensorError as e: raise OSError(f'{path} cannot be written ({e})') from None
 
 # %% ../nbs/01_core.ipynb #files-12d
@@ -134,9 +133,9 @@ def load_tensors(
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = dict(f.metadata() or {}), {k: f.get_tensor(k).clone() for k in f.keys()}
-    except Exception as e: raise damaged(path, e) from None
-    if meta.pop('sha256', None) != digest(tensors, meta):
-        raise damaged(path, 'its checksum does not match')
+    except Exception as e: raise _damaged(path, e) from None
+    if meta.pop('sha256', None) != _digest(tensors, meta):
+        raise _damaged(path, 'its checksum does not match')
     return tensors, {k: json.loads(v) for k, v in sorted(meta.items())}
 
 # %% ../nbs/01_core.ipynb #files-17
@@ -176,8 +175,8 @@ def load_frame(
         table = pq.read_table(path)
         df, meta = table.to_pandas(), json.loads(table.schema.metadata[b'smoothinterp'])
         same = meta.pop('sha256') == frame_digest(df)
-    except Exception as e: raise damaged(path, e) from None
-    if not same: raise damaged(path, 'its checksum does not match')
+    except Exception as e: raise _damaged(path, e) from None
+    if not same: raise _damaged(path, 'its checksum does not match')
     return df, meta
 
 # %% ../nbs/01_core.ipynb #names-05

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'CIFAR10', 'CIFAR100', 'READ_AS', 'DEEP', 'Normalize', 'to_pixels', 'Data', 'validate_images', 'digits',
-           'with_noise', 'with_human_noise', 'hold_out', 'torchvision_datasets', 'shrink', 'cifar10', 'cifar100',
-           'random_probe', 'statistics', 'to_bytes', 'byte_images', 'class_labels', 'validate_normalize',
-           'from_tensors', 'picture', 'array_image', 'one_image', 'one_label', 'from_dataset']
+           'with_noise', 'with_human_noise', 'hold_out', 'torchvision_datasets', 'cifar10', 'cifar100', 'random_probe',
+           'to_bytes', 'class_labels', 'from_tensors', 'picture', 'from_dataset']
 
 # %% ../nbs/03_data.ipynb #data-02
 import importlib.util
@@ -189,7 +188,7 @@ def _declare(schema):
     _declared[schema].define(schema)
 
 # %% ../nbs/03_data.ipynb #data-27b
-def shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
+def _shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
     "Average images down to `size` x `size` pixels. `ValueError` unless `size` divides their side."
     if images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
     return torch.cat([F.avg_pool2d(part.float(), images.shape[-1] // size).round().to(torch.uint8)
@@ -216,7 +215,7 @@ def _cifar(kind, n, size, root, classes, normalize):
     y, y_test = (torch.tensor(d.targets) for d in (train, test))
     if n is not None and not 0 < n <= len(y): raise ValueError(f'n must lie in 1..{len(y)}, not be {n}')
     x, y = x[:n], y[:n]
-    return Data(kind.lower(), shrink(x, size), y, y.clone(), shrink(x_test, size), y_test,
+    return Data(kind.lower(), _shrink(x, size), y, y.clone(), _shrink(x_test, size), y_test,
                 classes, normalize)
 
 # %% ../nbs/03_data.ipynb #data-28b
@@ -255,7 +254,7 @@ def random_probe(
     return normalize(kinds[kind])
 
 # %% ../nbs/03_data.ipynb #own-05
-def statistics(images: Tensor) -> Normalize: # images: uint8 [N, C, H, W]
+def _statistics(images: Tensor) -> Normalize: # images: uint8 [N, C, H, W]
     "Mean and standard deviation of each channel. `ValueError` for a constant channel."
     std, mean = torch.std_mean(to_pixels(images), (0, 2, 3))
     if not std.all():
@@ -274,7 +273,7 @@ def to_bytes(x: Tensor) -> str:
     return f'their pixels go up to {high:g}: divide them, for 16 bits type (x // 257).to(torch.uint8)'
 
 # %% ../nbs/03_data.ipynb #own-05d
-def byte_images(images) -> Tensor: # uint8 [N, H, W] or [N, C, H, W], tensor or array, to uint8 [N, C, H, W]
+def _byte_images(images) -> Tensor: # uint8 [N, H, W] or [N, C, H, W], tensor or array, to uint8 [N, C, H, W]
     "Convert images to a tensor. `ValueError` unless they are bytes in 0..255 with channels before height."
     try: images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError):
@@ -305,7 +304,7 @@ def class_labels(y) -> Tensor: # integers [N], tensor, array or list, to int64 [
         raise ValueError(f'labels must be integers, not {y.dtype}: {how}')
     return y.long()
 
-def validate_normalize(normalize: Normalize, channels: int) -> None:
+def _validate_normalize(normalize: Normalize, channels: int) -> None:
     "`ValueError` unless statistics have `channels` channels and are of pixels in [0, 1]."
     if {len(normalize.mean), len(normalize.std)} != {channels}:
         raise ValueError(f'normalize has {len(normalize.mean)} means and {len(normalize.std)} deviations '
@@ -323,14 +322,14 @@ def from_tensors(
     normalize: Normalize | None = None,  # statistics of pixels in 0..1; default: of the training images
 ) -> Data:
     "Data set from tensors. `ValueError` says what is wrong with an invalid input and how to convert it."
-    x, x_test, y, y_test = byte_images(x), byte_images(x_test), class_labels(y), class_labels(y_test)
+    x, x_test, y, y_test = _byte_images(x), _byte_images(x_test), class_labels(y), class_labels(y_test)
     classes = classes or 1 + max((int(t.max()) for t in (y, y_test) if len(t)), default=0)
     validate_images(x, y, classes)
     if x.shape[1:] != x_test.shape[1:]:
         raise ValueError(f'training images are {list(x.shape[1:])}, test images {list(x_test.shape[1:])}: '
                          'they must be alike')
-    if normalize: validate_normalize(normalize, x.shape[1])
-    return Data(name, x, y, y.clone(), x_test, y_test, classes, normalize or statistics(x))
+    if normalize: _validate_normalize(normalize, x.shape[1])
+    return Data(name, x, y, y.clone(), x_test, y_test, classes, normalize or _statistics(x))
 
 # %% ../nbs/03_data.ipynb #own-10
 READ_AS = {'L': 'L', '1': 'L', 'RGB': 'RGB', 'P': 'RGB'} # mode of a PIL image: mode to convert it to
@@ -346,7 +345,7 @@ def picture(image) -> Tensor: # PIL image to uint8 [C, H, W]
     raise ValueError(f'a PIL image of mode {image.mode}{extra} cannot be read as it is: give {how}')
 
 # %% ../nbs/03_data.ipynb #own-10b
-def array_image(a: np.ndarray) -> Tensor: # [H, W], [H, W, C] or [C, H, W] with C up to 4, to [C, H, W]
+def _array_image(a: np.ndarray) -> Tensor: # [H, W], [H, W, C] or [C, H, W] with C up to 4, to [C, H, W]
     "Read an image from an array. `ValueError` if the channel dimension is ambiguous."
     pixels = torch.from_numpy(np.array(a, order='C')) # copy: negative strides or read-only memory possible
     if a.ndim == 2: return pixels[None]
@@ -355,15 +354,15 @@ def array_image(a: np.ndarray) -> Tensor: # [H, W], [H, W, C] or [C, H, W] with 
         raise ValueError(f'which size of an array {list(a.shape)} is its channels? Give a tensor [C, H, W]')
     return pixels.permute(2, 0, 1) if last else pixels
 
-def one_image(image) -> Tensor: # [C, H, W]; a tensor may also be [H, W]
+def _one_image(image) -> Tensor: # [C, H, W]; a tensor may also be [H, W]
     "Read a PIL image, an array or a tensor. `ValueError` for any other type."
     if isinstance(image, Tensor): return image
-    if isinstance(image, np.ndarray): return array_image(image)
+    if isinstance(image, np.ndarray): return _array_image(image)
     if hasattr(image, 'mode') and hasattr(image, 'convert'): return picture(image)
     raise ValueError(f'an image must be a PIL image, an array or a tensor, not a {type(image).__name__}')
 
 # %% ../nbs/03_data.ipynb #own-10d
-def one_label(label) -> int:
+def _one_label(label) -> int:
     "Read an integer, or an array or tensor with one integer. `ValueError` for anything else."
     a = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
     if a.size == 1 and a.dtype.kind in 'iu': return int(a.reshape(()))
@@ -396,5 +395,5 @@ def _pair(item, i):
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise ValueError(f'item {i} must be a pair (image, label), not a {type(item).__name__}: '
                          'wrap the data set in one that returns pairs')
-    try: return one_image(item[0]), one_label(item[1])
+    try: return _one_image(item[0]), _one_label(item[1])
     except (ValueError, TypeError) as e: raise ValueError(f'item {i}: {e}') from None

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['READING', 'COUNTERPARTS', 'MEASURES', 'Thresholds', 'LABELS', 'READINGS', 'GREY', 'COLORS', 'TRAINED_ON',
            'NOT_PRINTED', 'EFFECTS', 'published', 'published_curves', 'threshold_between', 'peak', 'counterpart',
-           'reference', 'curves_for', 'pairs', 'layer_names', 'our_curves', 'rounded_away', 'thresholds',
-           'rank_over_threshold', 'place', 'comparison', 'compare', 'missing', 'label', 'readable', 'threshold_text',
-           'reproduction_figure', 'setup', 'setup_differences', 'comparable', 'findings', 'quantity_name']
+           'reference', 'curves_for', 'pairs', 'rounded_away', 'thresholds', 'rank_over_threshold', 'place',
+           'comparison', 'missing', 'label', 'readable', 'reproduction_figure', 'setup', 'setup_differences',
+           'comparable', 'findings']
 
 # %% ../nbs/23_published.ipynb #publishe-02
 from dataclasses import replace
@@ -107,17 +107,17 @@ def pairs(published: pd.DataFrame) -> list[tuple]: # items as in `MEASURES`
     layer, in order."""
     there = list(published['quantity'].unique())
     travelled = [q for q in there if q.startswith('distance:')]
-    layers = layer_names(published['study'].iloc[0]) if travelled else []
+    layers = _layer_names(published['study'].iloc[0]) if travelled else []
     return [m for m in MEASURES if m[0] in there] + [
         (q, f'distance:{n}', 'train', 'mean') for q, n in zip(travelled, layers, strict=True)]
 
-def layer_names(published: str) -> list[str]: # such as 'conv1'
+def _layer_names(published: str) -> list[str]: # such as 'conv1'
     "Names of the layers of a family's networks, from input to output."
     net = build(reference(published).family, 6)
     return list(distance_from_init(net, net.state_dict()))
 
 # %% ../nbs/23_published.ipynb #publishe-25
-def our_curves(
+def _our_curves(
     ours: pd.DataFrame,      # tidy: results of one study
     published: pd.DataFrame, # curves it is compared with
 ) -> pd.DataFrame:           # quantity, measure, width, seed, value
@@ -172,20 +172,20 @@ def place(quantity: str, curve: pd.Series, fit: pd.Interval) -> pd.Interval | fl
 def comparison(
     ours: pd.DataFrame,      # tidy: results of one study
     published: pd.DataFrame, # curves it is compared with
-) -> pd.DataFrame:           # rows (quantity, measure); see `compare` for the columns
+) -> pd.DataFrame:           # rows (quantity, measure); see `_compare` for the columns
     """Compare our curves with the published ones, one row per pair that has a common width.
     `missing` lists the rest."""
-    theirs, curves, rows = published_curves(published), our_curves(ours, published), {}
+    theirs, curves, rows = published_curves(published), _our_curves(ours, published), {}
     fits = thresholds(curves, theirs)
     for (quantity, measure), curve in curves.groupby(['quantity', 'measure'], sort=False):
         mean = curve.groupby('width')['value'].mean()
         if len(mean.index.intersection(theirs[quantity].index)):
-            rows[quantity, measure] = compare(quantity, mean, theirs[quantity], fits)
+            rows[quantity, measure] = _compare(quantity, mean, theirs[quantity], fits)
     df = pd.DataFrame(rows.values(), index=pd.MultiIndex.from_tuples(rows, names=['quantity', 'measure']))
     return df.set_axis(pd.MultiIndex.from_tuples(df.columns), axis=1)
 
 # %% ../nbs/23_published.ipynb #publishe-27a
-def compare(quantity: str, ours: pd.Series, published: pd.Series,
+def _compare(quantity: str, ours: pd.Series, published: pd.Series,
             fits: Thresholds) -> dict: # from column (two levels) to number or interval
     """Compare two curves over width: threshold, peak, value at the largest common width, rank
     correlations, relative difference."""
@@ -210,7 +210,7 @@ def compare(quantity: str, ours: pd.Series, published: pd.Series,
 def missing(ours: pd.DataFrame, published: pd.DataFrame) -> dict[str, list[str]]: # from reason to names
     """What the comparison leaves out: measures we did not compute, and quantities that were not
     published."""
-    here, rows = set(our_curves(ours, published)['measure']), comparison(ours, published).index
+    here, rows = set(_our_curves(ours, published)['measure']), comparison(ours, published).index
     there, rest = set(published['quantity']), [m for q, m, *_ in pairs(published) if (q, m) not in rows]
     travelled = any(q.startswith('distance:') for q in there)
     lost = {*ours['measure'][rounded_away(ours)]} & {*rest} - here
@@ -240,13 +240,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame: # of text
     return text.set_axis(pd.MultiIndex.from_tuples(rows, names=['quantity', 'reading']))
 
 def _text(value) -> str:
-    if isinstance(value, pd.Interval): return threshold_text(value)
+    if isinstance(value, pd.Interval): return _threshold_text(value)
     return '–' if pd.isna(value) else f'{float(f"{value:.3g}"):g}'
 
 def _percent(value: float) -> str:
     return '–' if pd.isna(value) else f'{value:+.0%}'
 
-def threshold_text(threshold: pd.Interval) -> str:
+def _threshold_text(threshold: pd.Interval) -> str:
     "Format a threshold: '14 to 15', 'above 24' or 'at most 3'."
     if threshold.right == inf: return f'above {threshold.left:g}'
     return f'{threshold.left:g} to {threshold.right:g}' if threshold.left else f'at most {threshold.right:g}'
@@ -262,7 +262,7 @@ def reproduction_figure(
 ) -> Figure:
     """Draw one panel per common quantity: our mean over seeds with its range in color, the
     published curve thin and grey."""
-    curves, theirs = our_curves(ours, published), published_curves(published)
+    curves, theirs = _our_curves(ours, published), published_curves(published)
     if over_threshold: curves, theirs = _over_threshold(curves, theirs)
     quantities = list(curves['quantity'].unique())
     widths = np.concatenate([curves['width'], *(curve.index for curve in theirs.values())])
@@ -287,7 +287,7 @@ def reproduction_figure(
 def _over_threshold(curves, theirs):
     fits = thresholds(curves, theirs)
     if not all(isfinite(fit.right) for fit in fits):
-        between = ', '.join(map(threshold_text, fits))
+        between = ', '.join(map(_threshold_text, fits))
         raise ValueError(f'no width fits its labels: the thresholds are {between}')
     theirs = {q: curve.set_axis(curve.index / fits[1].right) for q, curve in theirs.items()}
     return curves.assign(width=curves['width'] / fits[0].right), theirs
@@ -377,7 +377,7 @@ def _threshold_words(table):
     ours, theirs = rows.iloc[0][['ours', 'published']]
     told = ('as far as this can be told, the same' if ours.overlaps(theirs)
             else 'later here' if ours.left >= theirs.right else 'earlier here')
-    return (f'Interpolation threshold: {threshold_text(ours)} here, {threshold_text(theirs)} in the '
+    return (f'Interpolation threshold: {_threshold_text(ours)} here, {_threshold_text(theirs)} in the '
             f'published curve: {told}.')
 
 # %% ../nbs/23_published.ipynb #publishe-45a
@@ -396,7 +396,7 @@ def _quantity_words(quantity, rows, levels):
     words = [f'{shape} (rank correlation {rank.max():.2f} over {number[rank.idxmax()]} values of {axis})',
              _peak_words(row)]
     if levels: words.append(f'level {row["all common widths", "difference"]:+.0%} on average')
-    name = quantity_name(quantity) + (f' ({READINGS[measure]})' if measure in READINGS else '')
+    name = _quantity_name(quantity) + (f' ({READINGS[measure]})' if measure in READINGS else '')
     return f'{name[0].upper()}{name[1:]}: {", ".join(filter(None, words))}.'
 
 # %% ../nbs/23_published.ipynb #publishe-45b
@@ -409,7 +409,7 @@ def _peak_words(row):
         return f'{at}, published at w = {theirs:g}'
     told = ('the same place' if ours.overlaps(theirs) else
             'earlier than published' if ours.right <= theirs.left else 'later than published')
-    return (f'peak at {threshold_text(ours)} of the threshold, published {threshold_text(theirs)}: '
+    return (f'peak at {_threshold_text(ours)} of the threshold, published {_threshold_text(theirs)}: '
             f'{told}, as far as the widths tell')
 
 # %% ../nbs/23_published.ipynb #publishe-45c
@@ -420,7 +420,7 @@ def _layer_words(rows):
             f'have the published shape (rank correlations {rank.min():.2f} to {rank.max():.2f} '
             f'over {number.max()} values of {axis}).')
 
-def quantity_name(quantity: str) -> str: # such as 'the test error'
+def _quantity_name(quantity: str) -> str: # such as 'the test error'
     "Name of a quantity within a sentence."
     names = dict(hessian_lambda_max='largest Hessian eigenvalue',
                  hessian_lambda_r='smallest non-zero Hessian eigenvalue')
