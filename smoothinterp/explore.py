@@ -7,7 +7,7 @@ __all__ = ['END', 'PANEL', 'NAMES', 'SUBSET_NAMES', 'LOSSES', 'MENUS', 'frame', 
            'paths_of', 'along', 'Panel', 'WidthPanel', 'name_of', 'error_panel', 'value_axis', 'measure_panel',
            'mosaic', 'ImagePanel', 'LossPanel', 'NotePanel', 'image_panel', 'loss_panel', 'note_panel', 'path_pixels',
            'picture', 'studies', 'measures', 'volumes_of', 'subsets', 'epochs', 'widths', 'points', 'chosen',
-           'Explorer']
+           'Explorer', 'validate_start']
 
 # %% ../nbs/explore.ipynb #explore-02
 import base64
@@ -28,7 +28,7 @@ from .augment import svd_paths
 from .batches import batched, logits_of
 from .checkpoints import committed_studies, load_run
 from .cli import ABOUT
-from .core import data_dir
+from .core import data_dir, nearest
 from .data import Data, to_pixels
 from .figures import (COLORS, LABELS, SUBSETS, WIDTH, draw_curve, mark_threshold, seed_values,
                                   styled, width_axis)
@@ -350,10 +350,13 @@ def chosen(**wanted) -> tuple[dict, dict]: # choices, and the options of each me
 
 # %% ../nbs/explore.ipynb #explore-30
 class Explorer:
-    "Menus, sliders and the picture of what they choose. `start`: first choices, by the names in `MENUS`."
+    """Menus, sliders and the picture of what they choose. `start` holds first choices, by the names in `MENUS`.
+
+    `ValueError` for one that is not offered."""
     def __init__(self, **start):
         import ipywidgets as W # of the extra `lab`
         (self.choices, options), self.busy = chosen(**start), False
+        validate_start(start, self.choices, options)
         kinds = {k: W.SelectionSlider if k in ('width', 'point') else W.Dropdown for k in MENUS}
         self.menus = {k: kind(options=options[k], value=self.choices[k], description=k,
                               layout=W.Layout(width='98%')) for k, kind in kinds.items()}
@@ -381,3 +384,13 @@ class Explorer:
         return self.view._repr_mimebundle_() | {
             'text/plain': f'{name_of(c["measure"])} of {c["study"]}, w = {c["width"]:g}, point {c["point"]}',
             'image/png': base64.b64encode(self.image.value).decode()}
+
+# %% ../nbs/explore.ipynb #explore-30b
+def validate_start(start: dict, choices: dict, options: dict) -> None: # options: of each menu
+    "`ValueError` for a first choice that is not offered."
+    for name, value in start.items():
+        if name not in MENUS: raise ValueError(f'no menu {name!r}{nearest(name, MENUS)} There are {", ".join(MENUS)}')
+        if choices[name] != value:
+            values = [f'{v!r}' for _, v in options[name]]
+            raise ValueError(f'{name}={value!r} is not offered with the choices before it; there are '
+                             f'{", ".join(values[:20])}{", ..." if len(values) > 20 else ""}')
