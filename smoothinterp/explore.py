@@ -389,7 +389,8 @@ class Explorer:
 def validate_start(start: dict, choices: dict, options: dict) -> None: # options: of each menu
     "`ValueError` for a first choice that is not offered."
     for name, value in start.items():
-        if name not in MENUS: raise ValueError(f'no menu {name!r}{nearest(name, MENUS)} There are {", ".join(MENUS)}')
+        if name not in MENUS:
+            raise ValueError(f'no menu {name!r}{nearest(name, MENUS)} There are {", ".join(MENUS)}')
         if choices[name] != value:
             values = [f'{v!r}' for _, v in options[name]]
             raise ValueError(f'{name}={value!r} is not offered with the choices before it; there are '
