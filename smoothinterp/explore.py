@@ -350,7 +350,7 @@ def chosen(**wanted) -> tuple[dict, dict]: # choices, and the options of each me
 
 # %% ../nbs/explore.ipynb #explore-30
 class Explorer:
-    """Menus, sliders and the picture of what they choose. `start` holds first choices, by the names in `MENUS`.
+    """Menus, sliders and the picture of what they choose. `start`: first choices, by the names in `MENUS`.
 
     `ValueError` for one that is not offered."""
     def __init__(self, **start):
