@@ -55,6 +55,10 @@ figures: .venv/installed
 	ls nbs/fig*.ipynb nbs/b[0-9]*.ipynb nbs/c[0-9]*.ipynb | xargs -n 1 -P 2 $(BIN)/papermill --log-level ERROR
 	$(BIN)/python tests/gallery.py
 
+# make explore serves the explorer of committed results in a browser
+explore: .venv/installed
+	$(BIN)/voila nbs/explore.ipynb
+
 readme: .venv/installed
 	$(BIN)/python tests/readme.py
 
@@ -70,4 +74,4 @@ readme: .venv/installed
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: figures fig2 test avx2 slow bench gpu cifar readme clean
+.PHONY: figures explore fig2 test avx2 slow bench gpu cifar readme clean
