@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'panels', 'ordered', 'seed_values', 'draw_curve',
            'seeds_note', 'missing_note', 'write_notes', 'width_axis', 'thinned', 'mark_threshold', 'mark_width',
-           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'epoch_table', 'heat_map', 'save_figure',
-           'keep_figure']
+           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'epoch_table', 'mark_columns', 'heat_map',
+           'save_figure', 'keep_figure']
 
 # %% ../nbs/22_figures.ipynb #figures-02
 from contextlib import contextmanager
@@ -190,7 +190,15 @@ def epoch_table(
     rows = seed_values(df, measure, column, **where)
     longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
     grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
-    return rows.pivot_table(index='epoch', columns='width', values='value').ffill().loc[sorted(grid)]
+    runs = rows.pivot_table(index='epoch', columns=['width', 'seed'], values='value').ffill()
+    return runs.T.groupby('width').mean().T.loc[sorted(grid)]
+
+# %% ../nbs/22_figures.ipynb #figures-24n
+def mark_columns(ax, table: pd.DataFrame, at: float | None, width: float = 0) -> None: # at: threshold
+    "Mark the threshold and a width in a heat map of a table with widths across."
+    columns = list(table.columns)
+    if at in columns: ax.axvline(columns.index(at), ls=':', c='w')
+    if width in columns: ax.get_xticklabels()[columns.index(width)].set_color('tab:red')
 
 # %% ../nbs/22_figures.ipynb #figures-24
 def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # rows down, widths across

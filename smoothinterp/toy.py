@@ -28,27 +28,32 @@ def observations() -> tuple[Tensor, Tensor]: # x in [0, 2 pi] and y, both float6
 def legendre(
     x: Tensor,   # points in [0, 2 pi], float64 [N]
     degree: int, # largest degree D
+    orthonormal: bool = True, # scaled to be orthonormal under the mean over the interval, otherwise at most 1
 ) -> Tensor:     # features, float64 [N, D + 1]
-    "Legendre polynomials of degree 0 to D on [0, 2 pi], orthonormal under the mean over the interval."
-    scale = torch.arange(1, 2 * degree + 2, 2, dtype=torch.float64).sqrt()
-    return torch.from_numpy(np.polynomial.legendre.legvander(x.numpy() / pi - 1, degree)) * scale
+    "Legendre polynomials of degree 0 to D on [0, 2 pi]."
+    features = torch.from_numpy(np.polynomial.legendre.legvander(x.numpy() / pi - 1, degree))
+    if not orthonormal: return features
+    return features * torch.arange(1, 2 * degree + 2, 2, dtype=torch.float64).sqrt()
 
 def polynomial_weights(
     x: Tensor,   # points in [0, 2 pi], float64 [N]
     y: Tensor,   # targets, float64 [N]
     degree: int, # largest degree D
+    orthonormal: bool = True, # as in `legendre`
 ) -> Tensor:     # weights of the `legendre` features, float64 [D + 1]
     "Least-squares weights of smallest norm, the limit of gradient descent from zero."
-    return torch.linalg.lstsq(legendre(x, degree), y[:, None], driver='gelsd').solution[:, 0]
+    features = legendre(x, degree, orthonormal)
+    return torch.linalg.lstsq(features, y[:, None], driver='gelsd').solution[:, 0]
 
 def fit_polynomial(
     x: Tensor,          # points in [0, 2 pi], float64 [N]
     y: Tensor,          # targets, float64 [N]
     degree: int = 1000, # as in the blog post that the figure follows
+    orthonormal: bool = True, # as in `legendre`
 ) -> Callable:          # function of points [M] to fitted values [M]
     "Fit a polynomial of large degree (paper A, Figure 1a)."
-    weights = polynomial_weights(x, y, degree)
-    return lambda x: legendre(x, degree) @ weights
+    weights = polynomial_weights(x, y, degree, orthonormal)
+    return lambda x: legendre(x, degree, orthonormal) @ weights
 
 # %% ../nbs/00_toy.ipynb #toy-15
 def fit_network(

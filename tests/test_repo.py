@@ -123,12 +123,18 @@ NOT_YET_SHOWN = {
             'threshold valid_bound',
     '20_workers': 'default_workers find_device pool',
     '21_sweep': 'cost duration trial',
-    '23_published': 'comparable curves_for label reference rounded_away setup thresholds',
+    '22_figures': 'mark_columns',
+    '23_published': 'beside comparable curves_for draw_published label published_for reference rounded_away '
+            'same_images scaled_note setup thresholds',
     '24_claims': 'acceleration_claims class_claims curvature_claims distance_claims early epoch_claims '
-            'lipschitz_claims resnet_claims sharpness_claims subset_claims theorem_claims',
+            'lipschitz_claims method_claims resnet_claims sharpness_claims step_claims subset_claims '
+            'theorem_claims toy_claims',
     '25_report': 'Measure Report built measure note same_error samples short vectors',
     '26_cli': 'numbers',
     '27_papermill': 'invoke',
+    'explore': 'ImagePanel LossPanel NotePanel Panel WidthPanel column_of epochs frame loss_panel measures '
+            'mosaic name_of note_panel parts path_pixels paths_of points studies subsets validate_start '
+            'value_axis volumes_of widths',
 }
 
 
