@@ -13,6 +13,7 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT/'build/pages'
 CODE = r'(```.*?```|`[^`\n]*`|(?:^|(?<=\n))(?: {4}[^\n]*(?:\n|$))+)' # fenced, inline, indented
+STYLE = r'<style type="text/css">(.*?)</style>'
 PARTS = {'How-to': [f'howto/{name}.md' for name in (
              'own_data', 'own_model', 'gpu', 'ray', 'slurm', 'add_measure', 'add_family', 'add_figure')],
          'Explanation': ['explanation/smooth_interpolation.md', 'explanation/kinks.md', 'explanation/theorem2.md',
@@ -33,9 +34,14 @@ def on_config(config):
 
 
 def on_page_content(html, page, config, files):
-    "Leave out the scripts that mkdocs-jupyter reads from the network; there are no formulas or diagrams left for them."
-    html = re.sub(r'<script[^>]*src="https?://.*?</script>', '', html, flags=re.S)
-    return re.sub(r'<script type="(?:module|text/x-mathjax-config)">.*?</script>', '', html, flags=re.S)
+    "Leave out what mkdocs-jupyter reads from the network, and keep its style sheet once instead of on every page."
+    for outside in (r'<script[^>]*src="(?:https?://[^"]*)?"[^>]*>.*?</script>', r'<link[^>]*href="https?://[^>]*>',
+                    r'<script type="(?:module|text/x-mathjax-config)">.*?</script>'):
+        html = re.sub(outside, '', html, flags=re.S)
+    if not (styles := re.findall(STYLE, html, re.S)): return html
+    write('assets/notebook.css', '\n'.join(styles), Path(config['site_dir']))
+    return f'<link rel="stylesheet" href="{"../" * page.url.count("/")}assets/notebook.css">' + re.sub(
+        STYLE, '', html, flags=re.S)
 
 
 def notebooks(pattern: str) -> list[str]:
@@ -65,9 +71,9 @@ def gather() -> None:
             if path.suffix in ('.md', '.png', '.parquet') and '-width' not in path.stem: copy(path, folder)
 
 
-def write(name: str | Path, text: str) -> None:
-    (PAGES/name).parent.mkdir(parents=True, exist_ok=True)
-    (PAGES/name).write_text(text)
+def write(name: str | Path, text: str, folder: Path = PAGES) -> None:
+    (folder/name).parent.mkdir(parents=True, exist_ok=True)
+    (folder/name).write_text(text)
 
 
 def copy(path: Path, folder: str) -> None:
@@ -79,7 +85,7 @@ def mathml(text: str) -> str:
     "Replace $$...$$ and $...$ outside code."
     def formulas(prose):
         prose = re.sub(r'\$\$(.+?)\$\$', lambda m: formula(m[1], 'block'), prose, flags=re.S)
-        return re.sub(r'\$([^$]+?)\$', lambda m: formula(m[1], 'inline'), prose)
+        return re.sub(r'\$((?:(?!\\\\)[^$])+?)\$', lambda m: formula(m[1], 'inline'), prose)
     return ''.join(part if i % 2 else formulas(part) for i, part in enumerate(re.split(CODE, text, flags=re.S)))
 
 
@@ -103,6 +109,8 @@ def notebook(path: Path) -> dict:
             text = re.sub(r'\]\(([^)\s]+)\.ipynb(#\S*)?\)', r'](\1.html\2)', mathml(text)).replace('](../nbs/', '](')
             text = text.replace('README.md)', 'index.html)').replace('](index.html)', '](../index.html)')
         cell['source'] = text
+        for output in cell.get('outputs', []):
+            if html := output.get('data', {}).get('text/html'): output['data']['text/html'] = mathml(''.join(html))
     nb['cells'] = [cell for cell in nb['cells'] if cell['source'].strip()]
     return nb
 
@@ -135,7 +143,13 @@ def entry(node, lines: list[str]) -> str: # node: function or class
     at += [i for n in node.body if isinstance(n, ast.AnnAssign) for i in range(n.lineno - 1, n.end_lineno)]
     shown = [lines[i][node.col_offset:] for i in dict.fromkeys(at)]
     if body.lineno == node.lineno: shown[0] = shown[0][:body.col_offset - node.col_offset].rstrip() # all in one line
-    return '```python\n' + '\n'.join(shown) + f'\n```\n\n{ast.get_docstring(node) or ""}\n'
+    return '```python\n' + '\n'.join(shown) + f'\n```\n\n{prose(ast.get_docstring(node) or "")}\n'
+
+
+def prose(docstring: str) -> str:
+    "A docstring as Markdown: `code` stays, other signs are meant as they are."
+    parts = re.split(r'(`[^`]*`)', docstring)
+    return ''.join(part if i % 2 else re.sub(r'([<*_\[])', r'\\\1', part) for i, part in enumerate(parts))
 
 
 def commands() -> str:
