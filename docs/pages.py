@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -13,6 +14,7 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT/'build/pages'
 CODE = r'(```.*?```|`[^`\n]*`|(?:^|(?<=\n))(?: {4}[^\n]*(?:\n|$))+)' # fenced, inline, indented
+PRINTED = r'\$((?:(?!\\\\)[^$])+?)\$' # a formula in a printed table, not the repr of one
 STYLE = r'<style type="text/css">(.*?)</style>'
 PARTS = {'How-to': [f'howto/{name}.md' for name in (
              'own_data', 'own_model', 'gpu', 'ray', 'slurm', 'add_measure', 'add_family', 'add_figure')],
@@ -81,17 +83,28 @@ def copy(path: Path, folder: str) -> None:
     shutil.copy(path, PAGES/folder)
 
 
-def mathml(text: str) -> str:
+def mathml(text: str, inline: str = r'\$([^$]+?)\$') -> str:
     "Replace $$...$$ and $...$ outside code."
     def formulas(prose):
         prose = re.sub(r'\$\$(.+?)\$\$', lambda m: formula(m[1], 'block'), prose, flags=re.S)
-        return re.sub(r'\$((?:(?!\\\\)[^$])+?)\$', lambda m: formula(m[1], 'inline'), prose)
+        return re.sub(inline, lambda m: formula(m[1], 'inline'), prose)
     return ''.join(part if i % 2 else formulas(part) for i, part in enumerate(re.split(CODE, text, flags=re.S)))
 
 
 def formula(tex: str, display: str) -> str:
-    "A formula as MathML on one line."
-    return re.sub(r'\s*\n\s*', ' ', convert(' '.join(tex.split()), display=display))
+    "A formula as MathML on one line, with bold and script letters as characters, as browsers show them."
+    found = re.sub(r'\s*\n\s*', ' ', convert(' '.join(tex.split()), display=display))
+    return re.sub(r'<(m[io]) mathvariant="(bold|script|double-struck)">(\w)</', letter, found)
+
+
+def letter(found: re.Match) -> str:
+    "A letter of an alphabet as the character of that alphabet; a few are older than the others and named otherwise."
+    tag, alphabet, x = found.groups()
+    if not x.isascii() or x.isdigit(): return found[0]
+    name = f'{alphabet.upper()} {"CAPITAL" if x.isupper() else "SMALL"} {x.upper()}'
+    try: x = unicodedata.lookup(f'MATHEMATICAL {name}')
+    except KeyError: x = unicodedata.lookup(name)
+    return f'<{tag} mathvariant="normal">{x}</'
 
 
 def markdown(text: str) -> str:
@@ -109,8 +122,8 @@ def notebook(path: Path) -> dict:
             text = re.sub(r'\]\(([^)\s]+)\.ipynb(#\S*)?\)', r'](\1.html\2)', mathml(text)).replace('](../nbs/', '](')
             text = text.replace('README.md)', 'index.html)').replace('](index.html)', '](../index.html)')
         cell['source'] = text
-        for output in cell.get('outputs', []):
-            if html := output.get('data', {}).get('text/html'): output['data']['text/html'] = mathml(''.join(html))
+        for shown in [output.get('data', {}) for output in cell.get('outputs', [])]:
+            if 'text/html' in shown: shown['text/html'] = mathml(''.join(shown['text/html']), PRINTED)
     nb['cells'] = [cell for cell in nb['cells'] if cell['source'].strip()]
     return nb
 

@@ -2,6 +2,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -110,9 +111,19 @@ def test_the_site_loads_nothing_from_the_network(site):
 
 
 @pytest.mark.slow
+def test_the_search_works_on_files(site):
+    if not (chromium := shutil.which('chromium')): pytest.skip('needs chromium')
+    home = next(path for path in site if path.name == 'index.html' and (path.parent/'search').exists())
+    done = subprocess.run([chromium, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=20000',
+                           '--dump-dom', f'{home.as_uri()}?q=kinks'], capture_output=True, text=True, timeout=120)
+    assert re.search(r'\d+ matching documents', done.stdout)
+
+
+@pytest.mark.slow
 def test_the_site_has_no_unconverted_formulas(site):
     for path in site:
-        prose = re.sub(r'<(pre|code|script|style|annotation)\b.*?</\1>', '', path.read_text(), flags=re.S)
+        copied = re.sub(r'<div class="clipboard-copy-txt".*?</div>', '', path.read_text(), flags=re.S)
+        prose = re.sub(r'<(pre|code|script|style)\b.*?</\1>', '', copied, flags=re.S)
         assert not re.search(r'\$[^$<\\]*\\[a-z]+[^$<]*\$', prose), path.name
 
 
