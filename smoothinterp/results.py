@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .augment import svd_paths
 from .bounds import distance_from_init, layer_norms, upper_bounds
-from .checkpoints import (committed, committed_folder, file_digest, fingerprint, in_a_clone, load_run,
-                                      manifest)
+from .checkpoints import (committed, committed_folder, file_digest, fingerprint, in_a_clone,
+                                      load_run, manifest)
 from .core import atomic_folder, clone, load_frame, load_tensors, save_frame, write_json
 from .curvature import (closed_form_layers, exact_trace, hutchinson_trace, smallest_eigenvalue,
                                     top_eigenvalues)
