@@ -1,5 +1,6 @@
 # make fig2    set up, train the embedded study, draw Figure 2
 # make test    set up, run every test
+# make docs    set up, build the documentation
 # make avx2    run the tests that depend on how the processor calculates, as on one without AVX-512
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,10 +16,10 @@ fig2: .venv/installed
 # Notebooks under test see an empty folder of runs, and so only networks that are committed; tests/conftest.py does the same.
 NOTEBOOKS = SMOOTHINTERP_RUNS=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2 --do_print
 PYTEST := $(BIN)/python -m pytest -q tests
-test slow avx2 gpu: export PATH := $(CURDIR)/$(BIN):$(PATH)
+test slow avx2 gpu docs: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 test: .venv/installed
-	$(BIN)/ruff check smoothinterp tests benchmarks setup.py
+	$(BIN)/ruff check smoothinterp tests benchmarks docs setup.py
 	$(NOTEBOOKS)
 	$(PYTEST)
 
@@ -76,6 +77,13 @@ costs: .venv/installed
 explore: .venv/installed
 	$(BIN)/voila nbs/explore.ipynb
 
+# The documentation as a site that needs no network; its links are checked.
+docs: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict -q
+	$(PYTEST)/test_docs.py -m slow
+	@echo "The documentation: build/site/index.html"
+
 readme: .venv/installed
 	$(BIN)/python tests/readme.py
 
@@ -91,4 +99,4 @@ readme: .venv/installed
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: figures costs explore fig2 test avx2 slow bench gpu cifar readme clean
+.PHONY: figures costs explore fig2 test avx2 slow bench gpu cifar docs readme clean

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 
-from .core import home, nearest, read_json
+from .core import checkpoints_dir, clone, home, nearest, read_json
 
 # %% ../nbs/26_cli.ipynb #cli-05
 def numbers(text: str) -> list: # text: such as '8-16,32' or '0.5,1.5'
@@ -67,7 +67,7 @@ ABOUT |= { # few widths or few images
 def studies_table() -> str:
     "One line per study: its name, its data and networks, and how many of its runs are committed."
     def count(name):
-        path = home()/'checkpoints'/name/'manifest.json'
+        path = checkpoints_dir()/name/'manifest.json'
         return len(read_json(path)['initial']) if path.exists() else 0
     wide = max(map(len, ABOUT))
     return '\n'.join(f'{name:{wide}}  {about}; {count(name) or "none"} committed'
@@ -169,6 +169,9 @@ def _publish(a):
 
 # %% ../nbs/26_cli.ipynb #cli-08c
 def _figure(a):
+    if not clone():
+        raise FileNotFoundError('a figure is drawn by its notebook, and notebooks come with a clone of the '
+                                'repository: in one, run make fig2, then smoothinterp figure ' + a.figure)
     notebook = home()/'nbs'/f'{a.figure}.ipynb'
     figures = sorted(p.stem for p in notebook.parent.glob('*.ipynb') if re.match(r'fig|[bc]\d', p.stem))
     if a.figure not in figures:

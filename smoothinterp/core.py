@@ -21,14 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['home', 'runs_dir', 'data_dir', 'figures_dir', 'atomic', 'atomic_folder', 'DamagedFile', 'write_json', 'read_json',
-           'save_tensors', 'load_tensors', 'frame_digest', 'save_frame', 'load_frame', 'nearest', 'run_name']
+__all__ = ['clone', 'home', 'checkpoints_dir', 'runs_dir', 'data_dir', 'figures_dir', 'atomic', 'atomic_folder', 'DamagedFile',
+           'write_json', 'read_json', 'save_tensors', 'load_tensors', 'frame_digest', 'save_frame', 'load_frame',
+           'nearest', 'run_name']
 
 # %% ../nbs/01_core.ipynb #files-05
-def home() -> Path: # the checkout, or a cache folder if the package was installed without one
-    "Folder in which this project keeps its files, independent of the current directory."
-    checkout = Path(__file__).parent.parent
-    return checkout if (checkout/'settings.ini').exists() else Path.home()/'.cache'/'smoothinterp'
+def clone() -> Path | None: # its top folder
+    "The clone of the repository in which this module lies; None if the package was installed without one."
+    folder = Path(__file__).parent.parent
+    return folder if (folder/'settings.ini').exists() else None
+
+def home() -> Path:
+    "Folder in which this project keeps its files: the clone, else `~/.cache/smoothinterp`."
+    return clone() or Path.home()/'.cache'/'smoothinterp'
+
+def checkpoints_dir() -> Path: # contains one folder per study
+    "Folder of committed weights and results: `checkpoints` in the clone, else `committed` in the package."
+    return clone()/'checkpoints' if clone() else Path(__file__).parent/'committed'
 
 def runs_dir() -> Path: # contains one folder per study
     "Folder of trained networks: `SMOOTHINTERP_RUNS` (default: `runs` in `home()`)."

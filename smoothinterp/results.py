@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from .augment import svd_paths
 from .bounds import distance_from_init, layer_norms, upper_bounds
-from .checkpoints import committed, committed_folder, file_digest, fingerprint, load_run, manifest
-from .core import atomic_folder, load_frame, load_tensors, save_frame, write_json
+from .checkpoints import (committed, committed_folder, file_digest, fingerprint, in_a_clone,
+                                      load_run, manifest)
+from .core import atomic_folder, clone, load_frame, load_tensors, save_frame, write_json
 from .curvature import (closed_form_layers, exact_trace, hutchinson_trace, smallest_eigenvalue,
                                     top_eigenvalues)
 from .data import Data, random_probe, to_pixels
@@ -354,7 +355,7 @@ def _not_there(study, runs, total):
     which = '' if {*widths} == {*study.widths} else f' --widths {",".join(f"{w:g}" for w in widths)}'
     return (f'{study.name}: {len(runs)} of {total} runs are not measured yet '
             f'({", ".join(names[:3])}{", ..." if len(names) > 3 else ""}). '
-            f'Run: smoothinterp sweep {study.name}{which}')
+            f'Run: smoothinterp sweep {study.name}{which}{in_a_clone()}')
 
 # %% ../nbs/19_results.ipynb #results-36b
 def _frames_of(
@@ -419,8 +420,10 @@ def publish(
     weights: Iterable[int] = (0,),          # seeds whose final weights are committed too
 ) -> list[Path]:                            # files written
     """Write the runs measured here into `checkpoints/<study>/` and keep the runs committed before.
-    `FileNotFoundError` if no run is measured here, or one of `widths` is missing."""
+    `FileNotFoundError` if no run is measured here, or one of `widths` is missing, or outside a clone."""
     study = find_study(study)
+    if not clone():
+        raise FileNotFoundError('results are added to checkpoints/ of a clone of the repository: work in one')
     asked, before = runs_of(study, widths, seeds), committed_runs(study)
     fresh = [run for run in asked if measured(study, *run) is not None]
     lack = [run for run in asked if run not in {*fresh, *before}]

@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .core import DamagedFile, load_tensors, read_json
+from .core import DamagedFile, clone, load_tensors, read_json
 from .data import Data, Normalize
 from .models import parameter_count
 from .results import (IMPOSSIBLE, TrainedNetwork, committed_runs, measure_run, measured,
@@ -285,14 +285,14 @@ def study_frame(
     study: str | Study,
     width: float = 0, # one more base width than the study's; 0 = no more
 ) -> pd.DataFrame:    # tidy; attrs['source']: 'runs', 'committed' or both
-    """Results of a study, and of one more width. Trains and measures missing runs if that takes
-    minutes. `FileNotFoundError` if there are no results, or none of `width`. `ValueError` for a
-    width that the study cannot have."""
+    """Results of a study, and of one more width. In a clone, trains and measures missing runs if that
+    takes minutes. `FileNotFoundError` if there are no results, or none of `width`. `ValueError` for
+    a width that the study cannot have."""
     study = find_study(study)
     validate_figure(study, width)
     widths = sorted({*study.widths, width} - {0})
     missing = missing_widths(study, widths)
-    if missing and takes_minutes(study, missing):
+    if missing and clone() and takes_minutes(study, missing):
         _announce(study, widths, missing)
         sweep(study, missing)
     return results(study, also={width} - {0})
