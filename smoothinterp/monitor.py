@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from .core import atomic, digest, load_frame, save_frame
-from .figures import panels, styled
+from .figures import WIDTH, styled
 from .report import MEASURES, found_rows, network_of_images, samples
 from .results import IMPOSSIBLE
 
@@ -113,8 +114,8 @@ class Monitor:
     def plot(self) -> Figure:
         "Curves over epochs, bands of one standard error. With a path, the picture is left beside the file."
         with styled():
-            fig, axes = panels(1, len(PANELS))
-            for ax, item in zip(axes.flat, PANELS.items()): draw_epochs(ax, self.frame, *item)
+            fig, axes = plt.subplots(1, len(PANELS), figsize=(WIDTH, 1.75))
+            for ax, item in zip(axes, PANELS.items()): draw_epochs(ax, self.frame, *item)
             if self.path:
                 with atomic(self.path.with_suffix('.png')) as part: fig.savefig(part, format='png')
         return fig
@@ -141,7 +142,8 @@ def draw_epochs(ax, frame: pd.DataFrame, measure: str, label: str) -> None:
     ax.plot(rows['epoch'], rows['value'], '.-', color='#0072B2')
     ax.fill_between(rows['epoch'], rows['value'] - rows['error'], rows['value'] + rows['error'],
                     color='#0072B2', alpha=.2, lw=0)
-    ax.set(xlabel='epoch', ylabel=label, yscale='linear' if measure == 'error' else 'log')
+    ax.set(xlabel='epoch', title=label, yscale='linear' if measure == 'error' else 'log')
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 # %% ../nbs/28_monitor.ipynb #monitor-29
 def due_or_last(monitor: Monitor, model: nn.Module, epoch: float) -> None:
