@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'PANELS', 'COLUMNS', 'drawn', 'fixed_subset', 'same_random_numbers', 'rows_at', 'rows_without', 'Monitor',
            'draw_epochs', 'due_or_last', 'lightning_callback', 'Logits', 'trainer_callback']
 
-# %% ../nbs/28_monitor.ipynb #monitor-02
+# %% ../nbs/28_monitor.ipynb #28_monitor-02
 import math
 import random
 import warnings
@@ -27,7 +27,7 @@ from .figures import WIDTH, styled
 from .report import MEASURES, found_rows, network_of_images, samples
 from .results import IMPOSSIBLE
 
-# %% ../nbs/28_monitor.ipynb #monitor-05
+# %% ../nbs/28_monitor.ipynb #28_monitor-05
 def drawn(total: int, n: int) -> list[int]:
     "Up to n numbers of samples, in order, the same at each call."
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values.tolist()
@@ -42,7 +42,7 @@ def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] o
     at = drawn(len(x), n)
     return x[at], y[at]
 
-# %% ../nbs/28_monitor.ipynb #monitor-09
+# %% ../nbs/28_monitor.ipynb #28_monitor-09
 @contextmanager
 def same_random_numbers():
     "After: the generators of PyTorch, NumPy and Python go on as if nothing was drawn within."
@@ -55,7 +55,7 @@ def same_random_numbers():
         random.setstate(python_state)
         if cuda_states: torch.cuda.set_rng_state_all(cuda_states)
 
-# %% ../nbs/28_monitor.ipynb #monitor-12
+# %% ../nbs/28_monitor.ipynb #28_monitor-12
 MEASURED = 'function', 'loss_jacobian', 'logit_jacobian' # of the report's measures
 PANELS = dict(error='error', cross_entropy='cross-entropy', loss_jacobian='loss Jacobian',
               lipschitz='Lipschitz constant')            # row → its name in the picture
@@ -73,7 +73,7 @@ def rows_without(why, epoch: float) -> list[dict]:
     return [dict(epoch=float(epoch), measure=name, value=math.nan, error=math.nan, n=0, why=f'{why}')
             for name in names]
 
-# %% ../nbs/28_monitor.ipynb #monitor-14
+# %% ../nbs/28_monitor.ipynb #28_monitor-14
 class Monitor:
     "Smoothness of a network at a fixed subset of its training data, recorded while it trains."
     def __init__(self,
@@ -145,7 +145,7 @@ def draw_epochs(ax, frame: pd.DataFrame, measure: str, label: str) -> None:
     ax.set(xlabel='epoch', title=label, yscale='linear' if measure == 'error' else 'log')
     ax.yaxis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/28_monitor.ipynb #monitor-29
+# %% ../nbs/28_monitor.ipynb #28_monitor-29
 def due_or_last(monitor: Monitor, model: nn.Module, epoch: float) -> None:
     "At the end of training: measure the network unless that was done, and leave the picture."
     if not monitor.rows or monitor.rows[-1]['epoch'] < epoch: monitor.record(model, epoch)
@@ -165,7 +165,7 @@ def lightning_callback(monitor: Monitor): # to a `Callback`
             if trainer.is_global_zero: due_or_last(monitor, module, trainer.current_epoch)
     return SmoothnessMonitor()
 
-# %% ../nbs/28_monitor.ipynb #monitor-33
+# %% ../nbs/28_monitor.ipynb #28_monitor-33
 class Logits(nn.Module):
     "A model of transformers as one that returns its logits alone, without Accelerate's half precision."
     def __init__(self, model: nn.Module):
