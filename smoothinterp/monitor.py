@@ -64,7 +64,8 @@ COLUMNS = ['epoch', 'measure', 'value', 'error', 'n', 'why']
 def rows_at(model: nn.Module, x: Tensor, y: Tensor, epoch: float) -> list[dict]: # one per number
     "Measures at some samples, with standard errors. `ValueError` for a network that can't be measured."
     model, x = network_of_images(model, x, y)
-    rows = [row for m in map(MEASURES.get, MEASURED) for row in found_rows(m, m.f(model, x, y), len(x), len(x))]
+    found = lambda m: found_rows(m, m.f(model, x, y), len(x), len(x))
+    rows = [row for name in MEASURED for row in found(MEASURES[name])]
     return [dict({k: row[k] for k in COLUMNS[1:]}, epoch=float(epoch)) for row in rows]
 
 def rows_without(why, epoch: float) -> list[dict]:
@@ -109,7 +110,8 @@ class Monitor:
     @property
     def frame(self) -> pd.DataFrame: # epoch, measure, value, error (standard error), n, why
         "What was recorded, one row per number."
-        return pd.DataFrame(self.rows, columns=COLUMNS).astype(dict(epoch=float, value=float, error=float, n=int))
+        kinds = dict(epoch=float, value=float, error=float, n=int)
+        return pd.DataFrame(self.rows, columns=COLUMNS).astype(kinds)
 
     def plot(self) -> Figure:
         "Curves over epochs, bands of one standard error. With a path, the picture is left beside the file."
@@ -128,8 +130,8 @@ class Monitor:
     def _kept(self):
         frame, meta = load_frame(self.path)
         if meta.get('samples') != self._key():
-            raise ValueError(f'{self.path} was recorded on other samples (or by random augmentation): pass the '
-                             'same samples without augmentation, or another path')
+            raise ValueError(f'{self.path} was recorded on other samples (or with random augmentation): '
+                             'pass the same samples without augmentation, or another path')
         return frame.to_dict('records')
 
     def _complain(self, epoch, why):

@@ -16,4 +16,5 @@ def test_a_notebook_runs(name):
     torchvision_datasets() # these libraries import torchvision
     for library in NEEDS[name]: pytest.importorskip(library)
     nb = nbformat.read(NBS/f'{name}.ipynb', as_version=4)
-    nbclient.NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(NBS)))).execute()
+    place = dict(metadata=dict(path=str(NBS)))
+    nbclient.NotebookClient(nb, timeout=600, kernel_name='python3', resources=place).execute()

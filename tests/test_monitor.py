@@ -42,8 +42,8 @@ def convnet():
     "Dropout, batch statistics, a spectral norm that iterates, a frozen layer, a module in evaluation mode."
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(.2), nn.Conv2d(8, 8, 3),
-                        nn.BatchNorm2d(8), nn.ReLU(), Counter(), nn.Flatten(), spectral_norm(nn.Linear(128, 32)), nn.ReLU(),
-                        nn.Linear(32, 10))
+                        nn.BatchNorm2d(8), nn.ReLU(), Counter(), nn.Flatten(),
+                        spectral_norm(nn.Linear(128, 32)), nn.ReLU(), nn.Linear(32, 10))
     net[4].requires_grad_(False)
     return net
 
@@ -295,7 +295,8 @@ def test_hugging_face(transformers, xy, tmp_path, precision):
     assert monitor.frame['epoch'].unique().tolist() == [0, 3, 4] and (tmp_path/'m.png').exists()
     last = monitor.frame.query('epoch == 4').set_index('measure')['value']
     assert last['lipschitz'] == pytest.approx(empirical_lipschitz(Plain(model), monitor.x, monitor.y), rel=1e-5)
-    assert last['loss_jacobian'] == pytest.approx(loss_jacobian(Plain(model), monitor.x, monitor.y).mean().item(), rel=1e-5)
+    mean = loss_jacobian(Plain(model), monitor.x, monitor.y).mean().item()
+    assert last['loss_jacobian'] == pytest.approx(mean, rel=1e-5)
 
 
 def test_hugging_face_goes_on_and_stops_within_an_epoch(transformers, xy, tmp_path):
@@ -310,8 +311,10 @@ def test_hugging_face_goes_on_and_stops_within_an_epoch(transformers, xy, tmp_pa
 
 
 def test_without_the_libraries_the_module_imports_and_says_what_is_missing(xy, monkeypatch):
-    code = "import sys, smoothinterp.monitor; assert not {'lightning', 'pytorch_lightning', 'transformers'} & set(sys.modules)"
+    code = ('import sys, smoothinterp.monitor; '
+            "assert not {'lightning', 'pytorch_lightning', 'transformers'} & set(sys.modules)")
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
-    for name in ('lightning', 'lightning.pytorch', 'pytorch_lightning', 'transformers'): monkeypatch.setitem(sys.modules, name, None)
+    for name in ('lightning', 'lightning.pytorch', 'pytorch_lightning', 'transformers'):
+        monkeypatch.setitem(sys.modules, name, None)
     for callback in (lightning_callback, trainer_callback):
         with pytest.raises(ImportError): callback(Monitor(*xy))
