@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['clone', 'home', 'checkpoints_dir', 'runs_dir', 'data_dir', 'figures_dir', 'atomic', 'atomic_folder', 'DamagedFile',
-           'write_json', 'read_json', 'save_tensors', 'load_tensors', 'frame_digest', 'save_frame', 'load_frame',
-           'nearest', 'run_name']
+           'write_json', 'read_json', 'digest', 'save_tensors', 'load_tensors', 'frame_digest', 'save_frame',
+           'load_frame', 'nearest', 'run_name']
 
 # %% ../nbs/01_core.ipynb #files-05
 def clone() -> Path | None: # its top folder
@@ -105,7 +105,7 @@ def _damaged(path: Path, why) -> DamagedFile: # exception to raise
                        '(smoothinterp sweep STUDY --widths W --force).')
 
 # %% ../nbs/01_core.ipynb #files-12
-def _digest(
+def digest(
     tensors: dict[str, Tensor], # tensors by name, on any device
     meta: dict[str, str],       # metadata to include
 ) -> str:                       # hexadecimal SHA-256
@@ -129,7 +129,7 @@ def save_tensors(
     meta = {k: json.dumps(v) for k, v in meta.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic(path) as part:
-        try: save_file(tensors, part, metadata=meta | {'sha256': _digest(tensors, meta)})
+        try: save_file(tensors, part, metadata=meta | {'sha256': digest(tensors, meta)})
         except SafetensorError as e: raise OSError(f'{path} cannot be written ({e})') from None
 
 # %% ../nbs/01_core.ipynb #files-12d
@@ -143,7 +143,7 @@ def load_tensors(
         with safe_open(path, 'pt') as f:
             meta, tensors = dict(f.metadata() or {}), {k: f.get_tensor(k).clone() for k in f.keys()}
     except Exception as e: raise _damaged(path, e) from None
-    if meta.pop('sha256', None) != _digest(tensors, meta):
+    if meta.pop('sha256', None) != digest(tensors, meta):
         raise _damaged(path, 'its checksum does not match')
     return tensors, {k: json.loads(v) for k, v in sorted(meta.items())}
 
