@@ -41,7 +41,7 @@ def bench(size, width):
     assert differ < 1e-10, differ
     together, apart = engines(size, width)
     seconds = interleaved({'apart': lambda: [e.epoch(1) for e in apart], 'stacked': lambda: together.epoch(1)}, 9)
-    n = len(SEEDS) * len(together.order[0])
+    n = len(SEEDS) * len(together.samples.order[0])
     return {'pixels': float(size), 'w': float(width), 'apart, samples/s': n / min(seconds['apart']),
             'stacked, samples/s': n / min(seconds['stacked']), 'ratio': ratios(seconds, 'apart', 'stacked'),
             'stacked by rule': 'yes' if stacks(apart[0].net, width, size, 'cpu') else 'no',
