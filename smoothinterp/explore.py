@@ -120,7 +120,7 @@ class Panel:
         self.canvas.draw()
         return self.canvas.copy_from_bbox(self.figure.bbox)
 
-    def pixels(self) -> np.ndarray: # uint8 [H, W, 4]
+    def rendered(self) -> np.ndarray: # uint8 [H, W, 4]
         "The panel with its moving artists as they are now."
         self.canvas.restore_region(self.still)
         for artist in self.moving: self.ax.draw_artist(artist)
@@ -156,7 +156,7 @@ class WidthPanel(Panel):
         self.line.set_xdata([width, width])
         numbers = [f'{label} {at[width]:.3g}'.strip() for label, at in self.at.items() if width in at.index]
         self.said.set_text(f'w = {width:g}: {", ".join(numbers)}')
-        return super().pixels()
+        return self.rendered()
 
 # %% ../nbs/explore.ipynb #explore-16
 NAMES = LABELS | dict(
@@ -234,7 +234,7 @@ class ImagePanel(Panel):
         self.beyond.set(x=volume + .5, width=predictions.shape[1])
         for text, c in zip(self.classes, predictions.flatten()):
             text.set(text=f'{c:.0f}', color=COLORS[0] if c == self.label else COLORS[1])
-        return super().pixels()
+        return self.rendered()
 
 # %% ../nbs/explore.ipynb #explore-19
 LOSSES = 1e-6, 30. # nats, the range of the axis; what lies beyond is drawn at its end
@@ -253,7 +253,7 @@ class LossPanel(Panel):
         "The panel with these losses, grey within a volume."
         self.inside.set_width(volume + 1)
         for line, values in zip(self.lines, losses): line.set_ydata(values.clip(*LOSSES))
-        return super().pixels()
+        return self.rendered()
 
 class NotePanel(Panel):
     "A sentence instead of a picture."
@@ -281,7 +281,7 @@ def note_panel(sentence: str) -> NotePanel:
 def path_pixels(study: str, width: float, point: int, volume: int) -> list: # two of uint8 [H, W, 4]
     "The two panels of a training point, or the sentence that says why they are not there."
     if isinstance(found := trained(study, width), str):
-        return [note_panel(sentence).pixels() for sentence in (found, '')]
+        return [note_panel(sentence).rendered() for sentence in (found, '')]
     predictions, losses = along(study, width, point)
     return [image_panel(study, point).pixels(predictions, volume),
             loss_panel(losses.shape).pixels(losses, volume)]
