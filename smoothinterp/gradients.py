@@ -155,19 +155,20 @@ def true_squares(
     model: nn.Module,
     layers: dict[str, nn.Module], # name → layer
     x: Tensor,                    # inputs of a few samples [n, C, H, W]
-    v: Tensor,                    # cotangent of their logits [n, classes]
+    v: Tensor | None = None,      # cotangent of their logits [n, classes] (default: 1 to 2)
 ) -> dict[str, tuple]: # name → squares float64 [n], their tolerance [n], input and output gradient [n, ...]
     """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of
     layers called once."""
     with differentiable(model), recorded_calls(layers) as calls:
         logits = logits_of(model, x)
+        v = torch.linspace(1, 2, logits.numel()).to(x).view_as(logits) if v is None else v.to(logits.dtype)
         ways = Counter(n for node in in_order(logits) for n, _ in node.next_functions)
         layers = {name: m for name, m in called_once(layers, calls, len(x)).items() if _leads_once(ways, m)}
         if not layers: return {}
         edges = [calls[name][0][1] for name in layers]
-        deltas = torch.autograd.grad(logits, edges, v.to(logits.dtype), retain_graph=len(x) == 1)
-        each = [_own_squares(logits if len(x) == 1 else logits_of(model, x[i:i + 1]), v[i], layers)
-                for i in range(len(x))]
+        deltas, own = _backward(logits, v, edges, layers if len(x) == 1 else {})
+        each = [own] if len(x) == 1 else [_backward(logits_of(model, x[i:i + 1]), v[i:i + 1], [], layers)[1]
+                                          for i in range(len(x))]
     found = {}
     for (name, layer), delta, own in zip(layers.items(), deltas, zip(*each)):
         a, own = calls[name][0][0], torch.stack(own)
@@ -180,11 +181,11 @@ def _own(layer): return [p for p in layer._parameters.values() if p is not None]
 def _leads_once(ways, layer): # whether there is one way in the graph to each of the layer's own parameters
     return all(ways[get_gradient_edge(p).node] == 1 for p in _own(layer))
 
-# logits [1, classes] of a sample that ran alone: float64 squared norms of v · logits by each layer
-def _own_squares(logits, v, layers):
+def _backward(logits, v, edges, layers): # gradients by the edges; float64 squared norm by each layer
     parameters = [_own(layer) for layer in layers.values()]
-    gradients = iter(torch.autograd.grad(logits[0] @ v.to(logits.dtype), sum(parameters, [])))
-    return [sum(next(gradients).double().square().sum() for _ in own) for own in parameters]
+    gradients = iter(torch.autograd.grad(logits, [*edges, *sum(parameters, [])], v))
+    return ([next(gradients) for _ in edges],
+            [sum(next(gradients).double().square().sum() for _ in own) for own in parameters])
 
 def _tolerance(want, layer, a, delta):
     seen = norm(a)**2 * layer.weight[0, 0].numel() if layer.weight.ndim > 1 else a[0].numel()
@@ -199,10 +200,8 @@ def linear_layers(
     three samples."""
     model = validated_model(model)
     with frozen(model):
-        x, layers = to_model(model, x[:3]), candidate_layers(model)
-        classes = logits_of(model, x[:1]).shape[1]
-        v = torch.linspace(1, 2, len(x) * classes).to(x).view(-1, classes)
-        true = true_squares(model, layers, x, v)
+        layers = candidate_layers(model)
+        true = true_squares(model, layers, to_model(model, x[:3]))
         return {name: layers[name] for name, known in true.items() if _formula_holds(layers[name], *known)}
 
 def _formula_holds(layer, own, tolerance, a, delta):
