@@ -83,12 +83,15 @@ def copy(path: Path, folder: str) -> None:
     shutil.copy(path, PAGES/folder)
 
 
-def mathml(text: str, inline: str = r'\$([^$]+?)\$') -> str:
-    "Replace $$...$$ and $...$ outside code."
+def mathml(text: str) -> str:
+    "Markdown with $$...$$ and $...$ replaced outside code."
     def formulas(prose):
         prose = re.sub(r'\$\$(.+?)\$\$', lambda m: formula(m[1], 'block'), prose, flags=re.S)
-        return re.sub(inline, lambda m: formula(m[1], 'inline'), prose)
+        return re.sub(r'\$([^$]+?)\$', inline, prose)
     return ''.join(part if i % 2 else formulas(part) for i, part in enumerate(re.split(CODE, text, flags=re.S)))
+
+
+def inline(found: re.Match) -> str: return formula(found[1], 'inline')
 
 
 def formula(tex: str, display: str) -> str:
@@ -123,7 +126,7 @@ def notebook(path: Path) -> dict:
             text = text.replace('README.md)', 'index.html)').replace('](index.html)', '](../index.html)')
         cell['source'] = text
         for shown in [output.get('data', {}) for output in cell.get('outputs', [])]:
-            if 'text/html' in shown: shown['text/html'] = mathml(''.join(shown['text/html']), PRINTED)
+            if 'text/html' in shown: shown['text/html'] = re.sub(PRINTED, inline, ''.join(shown['text/html']))
     nb['cells'] = [cell for cell in nb['cells'] if cell['source'].strip()]
     return nb
 
