@@ -27,7 +27,7 @@ def on_config(config):
     gather()
     config['docs_dir'] = str(PAGES)
     config['nav'] = [{'Home': 'index.md'}, {'Tutorial': ['nbs/tutorial.ipynb', *notebooks('00_')]},
-                     {'How-to': [*PARTS['How-to'], 'nbs/28_monitor.ipynb', *notebooks('example'), 'nbs/machines.ipynb']},
+                     {'How-to': [*PARTS['How-to'], *notebooks('28_|example'), 'nbs/machines.ipynb']},
                      {'Reference': ['reference/folders.md', 'reference/commands.md', *references(),
                                     {'Notebooks': notebooks(r'(0[1-9]|1\d|2[0-7])_')}, 'benchmarks/README.md']},
                      {'Explanation': [*PARTS['Explanation'], 'figures/README.md',
