@@ -28,8 +28,8 @@ from .measures import cotangent, norm, normalized
 # %% ../nbs/10_gradients.ipynb #curvatur-10
 @contextmanager
 def recorded_calls(layers: dict[str, nn.Module]):
-    """Within: a list per layer, to which each call of it adds its input and the edge of the graph at its
-    output."""
+    """Context manager that yields one list per layer. Each call of the layer adds its input and the edge
+    of the graph at its output."""
     calls = {name: [] for name in layers}
     def record(name, layer, args, kwargs, out):
         out = out if out.requires_grad else out.detach().requires_grad_()
@@ -142,7 +142,7 @@ def called_once(layers: dict, calls: dict, n: int) -> dict: # name → layer
 # %% ../nbs/10_gradients.ipynb #curvatur-21g
 @contextmanager
 def differentiable(model: nn.Module):
-    """Within: evaluation mode, all parameters (given as name → parameter) with gradients. After:
+    """Context manager: evaluation mode, all parameters with gradients, yielded by name. Afterwards:
     everything as it was."""
     with frozen(model):
         for p in model.parameters(): p.requires_grad_()
