@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERNELS', 'LINEAR', 'SCALES', 'UNLIKE', 'RULES', 'BATCH_NORMS', 'FUSE', 'UNIT', 'HOOKS', 'adjoint', 'top_pair',
            'top_singular_value', 'matrix_norm', 'kind_of', 'untouched', 'acts_like', 'is_affine', 'has_transpose',
-           'without_bias', 'one_sample', 'operator_norm', 'Value', 'place', 'snapshot', 'Call', 'original', 'one_input',
+           'without_bias', 'one_sample', 'operator_norm', 'place', 'snapshot', 'Call', 'original', 'one_input',
            'forward_calls', 'confirmed_calls', 'weighted', 'is_matrix', 'left_out', 'kernel_norms', 'call_names',
            'layer_norms', 'lipschitz', 'register', 'described_module', 'constants', 'upper_bounds', 'made_of',
            'computed', 'weight_names', 'relative_distance', 'distance_from_init']
@@ -171,7 +171,7 @@ def operator_norm(
         return top_singular_value(lambda v: layer(v) - bias, x, tol)
 
 # %% ../nbs/12_bounds.ipynb #bounds-16a
-class Value(NamedTuple):
+class _Value(NamedTuple):
     "A tensor as it was when a call received it."
     flat: Tensor    # a copy of its entries
     place: tuple    # where they lay, and how often they had been overwritten
@@ -181,9 +181,9 @@ def place(t: Tensor) -> tuple:
     "Where a tensor's entries lie, and how often they were overwritten."
     return t.untyped_storage().data_ptr(), t._version
 
-def snapshot(t) -> Value | None:
+def snapshot(t) -> _Value | None:
     "A tensor as it is now."
-    return Value(t.detach().flatten().clone(), place(t), t) if isinstance(t, Tensor) else None
+    return _Value(t.detach().flatten().clone(), place(t), t) if isinstance(t, Tensor) else None
 
 # %% ../nbs/12_bounds.ipynb #bounds-16
 @dataclass
@@ -257,7 +257,7 @@ def original(model: nn.Module) -> nn.Module:
     return _inside(model)[0]
 
 def _eagerly(model: nn.Module):
-    "Within: compiled modules run as they were written, so that hooks see every call."
+    "Context manager: compiled modules run as they were written, so that hooks see every call."
     compiled = any('_orig_mod' in m._modules or m._compiled_call_impl for m in model.modules())
     return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
 
@@ -280,6 +280,20 @@ def _with_first(args: tuple, kwargs: dict, x: Tensor | None) -> tuple | None:
     if x is None: return None
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): x})
 
+# %% ../nbs/12_bounds.ipynb #bounds-96b
+def _begun(module: nn.Module, name: str, args: tuple, kwargs: dict) -> Call:
+    "A call as it begins: its first argument, and whether that is one tensor and nothing else."
+    given, *more = *args, *kwargs.values(), None
+    one = isinstance(given, Tensor)
+    return Call(module, name, given if one else None, one and all(v is None for v in more))
+
+# %% ../nbs/12_bounds.ipynb #bounds-96e
+def _twin(module: nn.Module, caller: Call, other: Call | None) -> Call | None:
+    "The next call in another pass, `other` being its caller; None if that is of another module."
+    if not other or len(other.inner) <= len(caller.inner): return None
+    twin = other.inner[len(caller.inner)]
+    return twin if twin.module is module else None
+
 # %% ../nbs/12_bounds.ipynb #bounds-96
 class _Watch:
     "The hooks of one forward pass, and the calls that they saw."
@@ -291,12 +305,8 @@ class _Watch:
         self.stack = [(Call(model, '', x, values=[snapshot(x)]), like)]
 
     def enter(self, m, args, kwargs):
-        (given, *more), (caller, other) = (*args, *kwargs.values(), None), self.stack[-1]
-        one = isinstance(given, Tensor)
-        call, twin = Call(m, self.names[m], given if one else None,
-                          one and all(v is None for v in more)), None
-        if other and len(other.inner) > len(caller.inner): twin = other.inner[len(caller.inner)]
-        if twin and twin.module is not m: twin = None
+        caller, other = self.stack[-1]
+        call, twin = _begun(m, self.names[m], args, kwargs), _twin(m, caller, other)
         if caller.module in self.in_a_row: call.source = (len(caller.inner),)
         if caller.module in self.searched:
             call.source = self.find(caller.values, call.x, twin and twin.source)
@@ -596,10 +606,10 @@ def distance_from_init(
     """Relative Frobenius distance of each weight matrix or kernel from its start (paper B). `KeyError` if
     `init` lacks a layer."""
     model, prefix = _inside(model)
-    init, now, parts = {k.removeprefix(prefix): v
-                        for k, v in init.items()}, model.state_dict(), made_of(model)
-    missing_widths = [k for k in now if k in parts and parts[k] not in init and k not in init]
-    if missing_widths: raise KeyError(missing_widths[0])
+    init = {k.removeprefix(prefix): v for k, v in init.items()}
+    now, parts = model.state_dict(), made_of(model)
+    missing = [k for k in now if k in parts and parts[k] not in init and k not in init]
+    if missing: raise KeyError(missing[0])
     names = weight_names(model, now, parts)
     derived = [name for name in names if name not in now]
     if derived: now, init = now | computed(model, now, derived), computed(model, init, derived) | init
