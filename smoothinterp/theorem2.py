@@ -54,8 +54,8 @@ def _runs_twice(name):
 # %% ../nbs/13_theorem2.ipynb #bounds-90
 @contextmanager
 def apart(layer: nn.Module, name: str, x: Tensor):
-    """Within this context: a list, to which a forward pass of x adds the layer's input, as a leaf, and the
-    edge of the graph at its output. `ValueError` if the layer is not given x itself, or runs twice."""
+    """Context manager that yields a list, to which a forward pass of x adds the layer's input, as a leaf, and
+    the edge of the graph at its output. `ValueError` if the layer is not given x itself, or runs twice."""
     seen = []
     def enter(m, args, kwargs):
         given = (*args, *kwargs.values())[0]
