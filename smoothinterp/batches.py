@@ -66,7 +66,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    "Precision of the model's parameters; float32 for a model that has none."
+    "Precision of the model's parameters, float32 for a model that has none."
     return next((p.dtype for p in model.parameters()), torch.float32)
 
 # %% ../nbs/06_batches.ipynb #batches-05
@@ -281,7 +281,7 @@ def stream(
     progress: bool = False,
     options: dict | None = None,
 ) -> Iterator:
-    "Yield `f` of batch after batch, on the model's device; batches are halved when CUDA memory runs out."
+    "Yield `f` of each batch on the model's device. Batches are halved when CUDA memory runs out."
     start, n, halved, unconfirmed = 0, len(tensors[0]), False, []
     layout = memory_layout(model, _on_device(model, tensors[0][:2]))
     with tqdm(total=n, disable=not progress, desc=f.__name__, unit='sample') as bar:

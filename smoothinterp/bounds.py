@@ -289,7 +289,7 @@ def _begun(module: nn.Module, name: str, args: tuple, kwargs: dict) -> Call:
 
 # %% ../nbs/12_bounds.ipynb #bounds-96e
 def _twin(module: nn.Module, caller: Call, other: Call | None) -> Call | None:
-    "The next call in another pass, `other` being its caller; None if that is of another module."
+    "The call that comes next in another pass, whose caller is `other`. None if it is of another module."
     if not other or len(other.inner) <= len(caller.inner): return None
     twin = other.inner[len(caller.inner)]
     return twin if twin.module is module else None
@@ -401,7 +401,7 @@ def left_out(model: nn.Module, x: Tensor, calls: list[Call]) -> list[str]:
 
 # %% ../nbs/12_bounds.ipynb #bounds-82a
 def kernel_norms(call: Call) -> dict: # reshaped, frobenius
-    "Norms of a layer's kernel; NaN where it is not its `weight` that acts."
+    "Norms of a layer's kernel, NaN if something else than its `weight` acts."
     layer, kind = call.module, kind_of(call.module, KERNELS)
     if not untouched(layer, kind) and not acts_like(layer, kind, call.x):
         return dict(reshaped=nan, frobenius=nan)
@@ -496,8 +496,8 @@ BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 FUSE = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
 
 def _fold(before: Call | None, call: Call) -> Call:
-    """A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same; any
-    other call as it is."""
+    """A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same. Any
+    other call is returned as it is."""
     layer, last, kind = before and before.module, call.module, kind_of(call.module, BATCH_NORMS)
     if type(layer) not in FUSE or kind is None or len(call.source) > 1 or last.running_var is None:
         return call
@@ -546,7 +546,7 @@ def upper_bounds(
                     paper_reshaped=prod((kernel_norms(c)['reshaped'] for c in layers), start=start))
 
 def _known_norm(call: Call) -> float:
-    "Operator norm of a layer; NaN for one that is not linear, whose bound comes from a rule of yours."
+    "Operator norm of a layer, NaN for one that is not linear, whose bound comes from a rule of yours."
     try: return call.norm
     except ValueError: return nan
 
@@ -582,15 +582,15 @@ def computed(model: nn.Module, state: dict, names) -> dict[str, Tensor]:
 
 # %% ../nbs/12_bounds.ipynb #bounds-88a
 def weight_names(model: nn.Module, state: dict, parts: dict) -> list[str]:
-    """Names of the parameters and buffers that may be weights, in order; one for all the tensors that a
-    weight is computed from."""
+    """Names of the parameters and buffers that may be weights, in order. All tensors that a weight is
+    computed from have one name."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return (list(dict.fromkeys(parts.get(k, k)
                                for k in state if k in parts or k in parameters or k.endswith('weight'))))
 
 # %% ../nbs/12_bounds.ipynb #bounds-88c
 def relative_distance(name: str, now: Tensor, start: Tensor) -> float:
-    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved; `ValueError` for tensors of two sizes."
+    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved. `ValueError` for tensors of two sizes."
     if now.shape != start.shape:
         raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the '
                          'same network')

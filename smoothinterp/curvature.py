@@ -314,8 +314,8 @@ def lanczos(
     tolerance: float = 1e-4, # relative error to reach
     max_iter: int = 200,     # products
 ) -> Eigenvalues:
-    """Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization; ends at
-    `tolerance` or `max_iter`."""
+    """Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization, until
+    `tolerance` is reached or `max_iter` products are made."""
     rounding = torch.finfo(start.dtype).eps
     for m, (diagonal, off_diagonal) in enumerate(tridiagonal(product, start), 1):
         found = ritz(diagonal, off_diagonal, k, rounding)

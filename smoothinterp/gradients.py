@@ -50,7 +50,7 @@ def padded(layer: nn.Conv2d, a: Tensor) -> Tensor: # input [N, C, H, W]
                  else layer.padding_mode) if any(pad) else a
 
 def patches(layer: nn.Module, a: Tensor) -> Tensor: # input [N, ...] to [N, groups, T, K]
-    "What each output position of a linear layer or convolution is a weighted sum of."
+    "The inputs of which each output position of a linear layer or convolution is a weighted sum."
     if isinstance(layer, nn.Linear): return a.reshape(len(a), 1, -1, a.shape[-1])
     a, k, s, d, g = padded(layer, a), layer.kernel_size, layer.stride, layer.dilation, layer.groups
     (N, C, *size), (n, c, *step) = a.shape, a.stride()
@@ -157,8 +157,8 @@ def true_squares(
     x: Tensor,                    # inputs of a few samples [n, C, H, W]
     v: Tensor,                    # cotangent of their logits [n, classes]
 ) -> dict[str, tuple]: # name → squares float64 [n], their tolerance [n], input and output gradient [n, ...]
-    """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of
-    layers called once."""
+    """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation, for
+    the layers that are called once."""
     with differentiable(model), recorded_calls(layers) as calls:
         logits = logits_of(model, x)
         ways = Counter(n for node in in_order(logits) for n, _ in node.next_functions)
@@ -215,8 +215,8 @@ def backwards(
     every: bool = False,          # a backward pass for each of C - 1 cotangents is to come, not one
 ) -> tuple[Tensor, dict, Callable]: # logits [N, C] with graph; layer → node of the graph; cotangents [N, C]
     # to layer → float64 [N]
-    """One forward pass, and the backward pass that gives the squared gradient norms of each layer and
-    sample, of those called once."""
+    """One forward pass, and the backward pass that gives the squared gradient norms of each sample by
+    each layer that is called once."""
     with recorded_calls(layers) as calls: logits = logits_of(model, x, y)
     layers, passes = called_once(layers, calls, len(x)), logits.shape[1] - 1 if every else 1
     edges = {name: calls[name][0][1] for name in layers}
@@ -231,7 +231,7 @@ def backwards(
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26g
 def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: layer → float64 [N]
-    "What was found of the layers for which automatic differentiation agrees on the batch's last sample."
+    "The part of `found` that automatic differentiation confirms on the batch's last sample."
     true = true_squares(model, {name: layers[name] for name in found}, x[-1:], v[-1:])
     def agrees(name):
         own, tolerance, *_ = true[name]
@@ -240,7 +240,7 @@ def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: 
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26n
 def by_layer(values: dict) -> dict: # parameter → value, to layer → sum
-    "Sum over the parameters of each layer; a parameter of the model itself keeps its name."
+    "Sum over the parameters of each layer. A parameter of the model itself keeps its name."
     sums = {}
     for name, value in values.items():
         layer = name.rpartition('.')[0] or name

@@ -80,7 +80,7 @@ def linear_on_gpu(
     weight: Tensor, # [n, out, in]
     bias: Tensor,   # [n, out]
 ) -> Tensor:        # [n, N, out]
-    "Linear layers of n networks as one batched product; the gradient of `weight` has its strides."
+    "Linear layers of n networks as one batched product. The gradient of `weight` has the strides of `weight`."
     return torch.baddbmm(bias[:, :, None], weight, x.mT).mT
 
 # %% ../nbs/15_stack.ipynb #engine-08e
@@ -302,7 +302,7 @@ class TrainingJob:
 
     @property
     def batches(self) -> int:
-        "Number of batches per epoch; the last one may be smaller."
+        "Number of batches per epoch, of which the last may be smaller."
         return -(-len(self.ys[0]) // self.recipe.batch)
 
 # %% ../nbs/15_stack.ipynb #engine-21d
