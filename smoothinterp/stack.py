@@ -80,7 +80,7 @@ def linear_on_gpu(
     weight: Tensor, # [n, out, in]
     bias: Tensor,   # [n, out]
 ) -> Tensor:        # [n, N, out]
-    "Linear layers of n networks as one batched product. The gradient of `weight` has the strides of `weight`."
+    "Linear layers of n networks as one batched product. The gradient of `weight` has its strides."
     return torch.baddbmm(bias[:, :, None], weight, x.mT).mT
 
 # %% ../nbs/15_stack.ipynb #engine-08e
