@@ -54,8 +54,8 @@ PRODUCTS = { # the two inputs of each product
 
 # %% ../nbs/07_affine.ipynb #affine-05d
 def operation(node: Node) -> str:
-    """Name of the operation that made a node of the graph, such as 'Relu'; a custom function's ends in
-    'custom'."""
+    """Name of the operation that made a node of the graph, such as 'Relu'. That of a custom function ends
+    in 'custom'."""
     name = re.sub(r'Backward\d*$', '', node.name().rpartition('::')[2])
     return (f'{name} custom' if isinstance(node, BackwardCFunction)
             and name != 'BackwardHookFunction' else name)
@@ -138,8 +138,8 @@ def confirm_second_derivative(
 
 # %% ../nbs/07_affine.ipynb #affine-19a
 def in_double(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy of the model in double precision and evaluation mode, and its input; both as they are if the
-    model does not run so."""
+    """A copy of the model in double precision and evaluation mode, and its input. Both are returned
+    unchanged if the model does not run in double precision."""
     try:
         double = copy.deepcopy(model).double().eval()
         with torch.no_grad(): double(x.double())
@@ -147,8 +147,8 @@ def in_double(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     except (RuntimeError, TypeError): return model, x
 
 def along(gradient: Tensor, point: Tensor, u: Tensor) -> Tensor: # all of one shape
-    """Derivative of a gradient by the point along u, zero where the graph ends. `ValueError` if PyTorch
-    has none."""
+    """Derivative of a gradient by the point, along u. It is zero for a gradient that does not depend
+    on the point. `ValueError` if PyTorch has no second derivative."""
     if not gradient.requires_grad: return torch.zeros_like(u)
     try: return torch.autograd.grad(gradient, point, u, retain_graph=True, materialize_grads=True)[0]
     except RuntimeError as e: raise ValueError(f'the model cannot be differentiated twice: {e}') from e

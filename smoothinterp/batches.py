@@ -27,8 +27,8 @@ from .models import Pointwise
 # %% ../nbs/06_batches.ipynb #batches-06
 @contextmanager
 def float32_products(kind: str): # 'ieee' or 'tf32'
-    """Within: how a GPU multiplies float32 matrices and convolves, whichever of PyTorch's two settings is
-    in use."""
+    """Context manager that sets how a GPU multiplies float32 matrices and convolves, by whichever of
+    PyTorch's two settings there is."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     new = hasattr(matmul, 'fp32_precision')
     places = (matmul, cudnn.conv) if new else (matmul, cudnn)
@@ -41,7 +41,7 @@ def float32_products(kind: str): # 'ieee' or 'tf32'
         for place, value in zip(places, before): setattr(place, setting, value)
 
 def true_float32():
-    "Within: float32 products on a GPU are float32, not TF32."
+    "Context manager: float32 products on a GPU are float32, not TF32."
     return float32_products('ieee')
 
 # %% ../nbs/06_batches.ipynb #batches-10
@@ -53,7 +53,7 @@ def has_unsafe_convolution(model: nn.Module) -> bool:
 
 @contextmanager
 def safe_convolutions(model: nn.Module):
-    "Within: oneDNN is off for a model that has a convolution whose weight gradient it gets wrong."
+    "Context manager: oneDNN is off for a model with a convolution whose weight gradient it gets wrong."
     before = torch._C._get_mkldnn_enabled()
     # torch.backends.mkldnn.flags warns of TF32
     torch._C._set_mkldnn_enabled(before and not has_unsafe_convolution(model))
@@ -66,14 +66,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    "Precision of the model's parameters; float32 for a model that has none."
+    "Precision of the model's parameters, float32 for a model that has none."
     return next((p.dtype for p in model.parameters()), torch.float32)
 
 # %% ../nbs/06_batches.ipynb #batches-05
 @contextmanager
 def frozen(model: nn.Module):
-    """Within: parameters frozen, evaluation mode, true float32. After: everything as it was, also after
-    an error."""
+    """Context manager: parameters frozen, evaluation mode, true float32. Afterwards everything is as it
+    was, also after an error."""
     # a frozen TorchScript module has no mode
     modes = [(m, m.training) for m in model.modules() if hasattr(m, 'training')]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
@@ -115,13 +115,13 @@ class _PlainForms(TorchFunctionMode):
 
 @contextmanager
 def twice_differentiable():
-    """Within: attention, hardsigmoid and weight_norm are computed in a form that PyTorch can
+    """Context manager: attention, hardsigmoid and weight_norm are computed in a form that PyTorch can
     differentiate twice."""
     with sdpa_kernel(SDPBackend.MATH), _PlainForms(): yield
 
 # %% ../nbs/06_batches.ipynb #batches-18
 class Scripted(nn.Module):
-    "A TorchScript module as a plain one."
+    "A TorchScript module inside a plain module, whose calls hooks can record."
     def __init__(self, script: torch.jit.ScriptModule):
         super().__init__()
         self.script = script
@@ -199,8 +199,8 @@ def plain(t) -> Tensor: # int64 for integers
     if t.is_inference(): t = t.clone()
     return t if t.is_floating_point() or t.dtype == torch.bool else t.long()
 
-def finite(x: Tensor) -> Tensor: # the same
-    "`ValueError` for NaN or infinite inputs."
+def finite(x: Tensor) -> Tensor: # x itself
+    "Return `x`. `ValueError` if it holds NaN or infinite values."
     low, high = x.aminmax() # faster than to look at each value
     if not (low.isfinite() and high.isfinite()): raise ValueError('inputs hold NaN or infinite values')
     return x
@@ -221,7 +221,7 @@ def memory_layout(model: nn.Module, x: Tensor) -> torch.memory_format: # x: inpu
     return torch.channels_last
 
 def laid_out_like(x: Tensor, other: Tensor) -> Tensor: # both [N, C, H, W]
-    "The images x, in the memory layout of others."
+    "Images x in the memory layout of `other`."
     contiguous = other.is_contiguous() and not other.is_contiguous(memory_format=torch.channels_last)
     return x.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
 
@@ -234,7 +234,7 @@ def to_model(model: nn.Module, x) -> Tensor: # x: inputs [N, C, H, W]
 # %% ../nbs/06_batches.ipynb #batches-28
 @contextmanager
 def first_call(model: nn.Module):
-    "Within: a list that receives the last input and all outputs of the first call of the model."
+    "Context manager that yields a list; the model's first call adds its last input and all outputs."
     seen = []
     def enter(module, args):
         if not seen and args: seen.append(args[0].detach()[-1:].clone())
@@ -262,12 +262,12 @@ def confirm_independent(
 
 # %% ../nbs/06_batches.ipynb #batches-29a
 def default_batch(model: nn.Module, x) -> int: # samples
-    "As much as 32 CIFAR images on a CPU, where that is fastest, and 2,048 on a GPU."
+    "Default batch: as many values as 32 CIFAR images on a CPU, where that is fastest, 2,048 on a GPU."
     images = 32 if device_of(model).type == 'cpu' else 2048
     return max(1, images * 3 * 32 * 32 // int(torch.as_tensor(x[:1]).numel()))
 
-def validated_batch(batch: int | None) -> int | None: # the same
-    "`ValueError` unless a positive number of samples, or None."
+def validated_batch(batch: int | None) -> int | None: # batch itself
+    "Return `batch`. `ValueError` unless it is a positive number of samples or None."
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f'batch must be a number of samples from 1, not {batch!r}')
     return batch
@@ -281,7 +281,7 @@ def stream(
     progress: bool = False,
     options: dict | None = None,
 ) -> Iterator:
-    "Yield `f` of batch after batch, on the model's device; batches are halved when CUDA memory runs out."
+    "Yield `f` of each batch on the model's device. Batches are halved when CUDA memory runs out."
     start, n, halved, unconfirmed = 0, len(tensors[0]), False, []
     layout = memory_layout(model, _on_device(model, tensors[0][:2]))
     with tqdm(total=n, disable=not progress, desc=f.__name__, unit='sample') as bar:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERNELS', 'LINEAR', 'SCALES', 'UNLIKE', 'RULES', 'BATCH_NORMS', 'FUSE', 'UNIT', 'HOOKS', 'adjoint', 'top_pair',
            'top_singular_value', 'matrix_norm', 'kind_of', 'untouched', 'acts_like', 'is_affine', 'has_transpose',
-           'without_bias', 'one_sample', 'operator_norm', 'Value', 'place', 'snapshot', 'Call', 'original', 'one_input',
+           'without_bias', 'one_sample', 'operator_norm', 'place', 'snapshot', 'Call', 'original', 'one_input',
            'forward_calls', 'confirmed_calls', 'weighted', 'is_matrix', 'left_out', 'kernel_norms', 'call_names',
            'layer_norms', 'lipschitz', 'register', 'described_module', 'constants', 'upper_bounds', 'made_of',
            'computed', 'weight_names', 'relative_distance', 'distance_from_init']
@@ -171,7 +171,7 @@ def operator_norm(
         return top_singular_value(lambda v: layer(v) - bias, x, tol)
 
 # %% ../nbs/12_bounds.ipynb #bounds-16a
-class Value(NamedTuple):
+class _Value(NamedTuple):
     "A tensor as it was when a call received it."
     flat: Tensor    # a copy of its entries
     place: tuple    # where they lay, and how often they had been overwritten
@@ -181,9 +181,9 @@ def place(t: Tensor) -> tuple:
     "Where a tensor's entries lie, and how often they were overwritten."
     return t.untyped_storage().data_ptr(), t._version
 
-def snapshot(t) -> Value | None:
+def snapshot(t) -> _Value | None:
     "A tensor as it is now."
-    return Value(t.detach().flatten().clone(), place(t), t) if isinstance(t, Tensor) else None
+    return _Value(t.detach().flatten().clone(), place(t), t) if isinstance(t, Tensor) else None
 
 # %% ../nbs/12_bounds.ipynb #bounds-16
 @dataclass
@@ -257,7 +257,7 @@ def original(model: nn.Module) -> nn.Module:
     return _inside(model)[0]
 
 def _eagerly(model: nn.Module):
-    "Within: compiled modules run as they were written, so that hooks see every call."
+    "Context manager: compiled modules run as they were written, so that hooks see every call."
     compiled = any('_orig_mod' in m._modules or m._compiled_call_impl for m in model.modules())
     return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
 
@@ -280,6 +280,20 @@ def _with_first(args: tuple, kwargs: dict, x: Tensor | None) -> tuple | None:
     if x is None: return None
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): x})
 
+# %% ../nbs/12_bounds.ipynb #bounds-96b
+def _begun(module: nn.Module, name: str, args: tuple, kwargs: dict) -> Call:
+    "A call as it begins: its first argument, and whether that is one tensor and nothing else."
+    given, *more = *args, *kwargs.values(), None
+    one = isinstance(given, Tensor)
+    return Call(module, name, given if one else None, one and all(v is None for v in more))
+
+# %% ../nbs/12_bounds.ipynb #bounds-96e
+def _twin(module: nn.Module, caller: Call, other: Call | None) -> Call | None:
+    "The call that comes next in another pass, whose caller is `other`. None if it is of another module."
+    if not other or len(other.inner) <= len(caller.inner): return None
+    twin = other.inner[len(caller.inner)]
+    return twin if twin.module is module else None
+
 # %% ../nbs/12_bounds.ipynb #bounds-96
 class _Watch:
     "The hooks of one forward pass, and the calls that they saw."
@@ -291,12 +305,8 @@ class _Watch:
         self.stack = [(Call(model, '', x, values=[snapshot(x)]), like)]
 
     def enter(self, m, args, kwargs):
-        (given, *more), (caller, other) = (*args, *kwargs.values(), None), self.stack[-1]
-        one = isinstance(given, Tensor)
-        call, twin = Call(m, self.names[m], given if one else None,
-                          one and all(v is None for v in more)), None
-        if other and len(other.inner) > len(caller.inner): twin = other.inner[len(caller.inner)]
-        if twin and twin.module is not m: twin = None
+        caller, other = self.stack[-1]
+        call, twin = _begun(m, self.names[m], args, kwargs), _twin(m, caller, other)
         if caller.module in self.in_a_row: call.source = (len(caller.inner),)
         if caller.module in self.searched:
             call.source = self.find(caller.values, call.x, twin and twin.source)
@@ -391,7 +401,7 @@ def left_out(model: nn.Module, x: Tensor, calls: list[Call]) -> list[str]:
 
 # %% ../nbs/12_bounds.ipynb #bounds-82a
 def kernel_norms(call: Call) -> dict: # reshaped, frobenius
-    "Norms of a layer's kernel; NaN where it is not its `weight` that acts."
+    "Norms of a layer's kernel, NaN if something else than its `weight` acts."
     layer, kind = call.module, kind_of(call.module, KERNELS)
     if not untouched(layer, kind) and not acts_like(layer, kind, call.x):
         return dict(reshaped=nan, frobenius=nan)
@@ -486,8 +496,8 @@ BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 FUSE = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
 
 def _fold(before: Call | None, call: Call) -> Call:
-    """A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same; any
-    other call as it is."""
+    """A BatchNorm merged into the linear layer or convolution that feeds it, if that does the same. Any
+    other call is returned as it is."""
     layer, last, kind = before and before.module, call.module, kind_of(call.module, BATCH_NORMS)
     if type(layer) not in FUSE or kind is None or len(call.source) > 1 or last.running_var is None:
         return call
@@ -536,7 +546,7 @@ def upper_bounds(
                     paper_reshaped=prod((kernel_norms(c)['reshaped'] for c in layers), start=start))
 
 def _known_norm(call: Call) -> float:
-    "Operator norm of a layer; NaN for one that is not linear, whose bound comes from a rule of yours."
+    "Operator norm of a layer, NaN for one that is not linear, whose bound comes from a rule of yours."
     try: return call.norm
     except ValueError: return nan
 
@@ -572,15 +582,15 @@ def computed(model: nn.Module, state: dict, names) -> dict[str, Tensor]:
 
 # %% ../nbs/12_bounds.ipynb #bounds-88a
 def weight_names(model: nn.Module, state: dict, parts: dict) -> list[str]:
-    """Names of the parameters and buffers that may be weights, in order; one for all the tensors that a
-    weight is computed from."""
+    """Names of the parameters and buffers that may be weights, in order. All tensors that a weight is
+    computed from have one name."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return (list(dict.fromkeys(parts.get(k, k)
                                for k in state if k in parts or k in parameters or k.endswith('weight'))))
 
 # %% ../nbs/12_bounds.ipynb #bounds-88c
 def relative_distance(name: str, now: Tensor, start: Tensor) -> float:
-    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved; `ValueError` for tensors of two sizes."
+    "‖now - start‖ / ‖start‖, 0 for a weight that has not moved. `ValueError` for tensors of two sizes."
     if now.shape != start.shape:
         raise ValueError(f'{name} is {list(now.shape)} now and {list(start.shape)} at the start: not the '
                          'same network')
@@ -596,10 +606,10 @@ def distance_from_init(
     """Relative Frobenius distance of each weight matrix or kernel from its start (paper B). `KeyError` if
     `init` lacks a layer."""
     model, prefix = _inside(model)
-    init, now, parts = {k.removeprefix(prefix): v
-                        for k, v in init.items()}, model.state_dict(), made_of(model)
-    missing_widths = [k for k in now if k in parts and parts[k] not in init and k not in init]
-    if missing_widths: raise KeyError(missing_widths[0])
+    init = {k.removeprefix(prefix): v for k, v in init.items()}
+    now, parts = model.state_dict(), made_of(model)
+    missing = [k for k in now if k in parts and parts[k] not in init and k not in init]
+    if missing: raise KeyError(missing[0])
     names = weight_names(model, now, parts)
     derived = [name for name in names if name not in now]
     if derived: now, init = now | computed(model, now, derived), computed(model, init, derived) | init

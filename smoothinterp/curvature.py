@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
     def __repr__(self): return f'{self.value:.4g} ± {self.error:.1g}'
 
 def estimate(values: Tensor) -> Estimate: # values: independent ones [N], of samples or of random draws
-    "Mean and its standard error, s / √N; the error of a single value is unknown, NaN."
+    "Mean and its standard error, s / √N. The error of a single value is unknown, NaN."
     spread = values.double().std().item() if len(values) > 1 else math.nan
     return Estimate(values.double().mean().item(), spread / len(values)**.5)
 
@@ -196,7 +196,7 @@ def hessian_product(
     batch: int | None = None, # samples at a time
     keep: int = 4,            # graphs are kept if there are at most so many batches
 ):
-    """Within: the function v → H v of the mean loss's Hessian, for vectors [P] of all parameters in order.
+    """Context manager that yields the function v → H v of the mean loss's Hessian, v [P] of all parameters.
     `product(v, block)`, with positions of some parameters, is for that diagonal block of H."""
     model = validated_model(model)
     validate_inputs(x, y)
@@ -314,8 +314,8 @@ def lanczos(
     tolerance: float = 1e-4, # relative error to reach
     max_iter: int = 200,     # products
 ) -> Eigenvalues:
-    """Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization; ends at
-    `tolerance` or `max_iter`."""
+    """Largest eigenvalues of a symmetric matrix by Lanczos with full orthogonalization, until
+    `tolerance` is reached or `max_iter` products are made."""
     rounding = torch.finfo(start.dtype).eps
     for m, (diagonal, off_diagonal) in enumerate(tridiagonal(product, start), 1):
         found = ritz(diagonal, off_diagonal, k, rounding)
@@ -345,7 +345,7 @@ def top_eigenvalues(
 
 # %% ../nbs/11_curvature.ipynb #curvatur-67d
 def layer_blocks(model: nn.Module) -> dict[str, list[int]]: # layer → positions among the model's parameters
-    "Which parameters belong to each layer; a parameter of the model itself keeps its name."
+    "Which parameters belong to each layer. A parameter of the model itself keeps its name."
     blocks = {}
     for i, (name, _) in enumerate(model.named_parameters()):
         blocks.setdefault(name.rpartition('.')[0] or name, []).append(i)

@@ -98,7 +98,7 @@ def validate_images(
     if x.is_floating_point() and not x.isfinite().all():
         raise ValueError('images hold NaN or infinite pixels')
     if y.shape != (len(x),):
-        raise ValueError(f'labels must be a tensor [{len(x)}], one an image, not {list(y.shape)}')
+        raise ValueError(f'labels must be a tensor [{len(x)}], one per image, not {list(y.shape)}')
     if y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f'labels must be integers, not {y.dtype}')
     if y.min() < 0 or y.max() >= classes:
@@ -278,7 +278,7 @@ def _byte_images(images) -> Tensor: # uint8 [N, H, W] or [N, C, H, W], tensor or
     try: images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f'images must be a tensor or an array, not a {type(images).__name__}; '
-                         'PIL images come in by from_dataset') from None
+                         'pass PIL images to from_dataset') from None
     if images.numel() and images.dtype != torch.uint8:
         raise ValueError(f'images must be bytes (uint8, 0..255), not {images.dtype}: {to_bytes(images)}')
     if images.numel() and images.max() == 1:
@@ -297,7 +297,7 @@ def class_labels(y) -> Tensor: # integers [N], tensor, array or list, to int64 [
                          '[names.index(label) for label in labels]') from None
     if y.ndim > 1:
         how = 'y[:, 0]' if y.shape[1] == 1 else 'y.argmax(1), if they are one-hot'
-        raise ValueError(f'labels must be a tensor [N], one an image, not {list(y.shape)}: type {how}')
+        raise ValueError(f'labels must be a tensor [N], one per image, not {list(y.shape)}: type {how}')
     if y.is_floating_point() or y.dtype == torch.bool:
         broken = y[y != y.round()] if y.is_floating_point() else y[:0]
         how = f'{broken[0]:g} is no class' if len(broken) else 'type y.long()'
@@ -327,7 +327,7 @@ def from_tensors(
     validate_images(x, y, classes)
     if x.shape[1:] != x_test.shape[1:]:
         raise ValueError(f'training images are {list(x.shape[1:])}, test images {list(x_test.shape[1:])}: '
-                         'they must be alike')
+                         'they must have the same shape')
     if normalize: _validate_normalize(normalize, x.shape[1])
     return Data(name, x, y, y.clone(), x_test, y_test, classes, normalize or _statistics(x))
 
@@ -376,7 +376,7 @@ def _one_label(label) -> int:
 def from_dataset(
     train,                    # training data set of pairs (image, label), without augmentation
     test,                     # test data set of pairs (image, label), without augmentation
-    name: str | None = None,  # name of the data set; default: the training set's class in lower trained
+    name: str | None = None,  # name of the data set; default: the training set's class in lower case
     **kw,                     # `classes` and `normalize` of `from_tensors`
 ) -> Data:
     "Read data sets in the style of `torchvision.datasets` into memory. `ValueError` for invalid items."

@@ -28,8 +28,8 @@ from .measures import cotangent, norm, normalized
 # %% ../nbs/10_gradients.ipynb #curvatur-10
 @contextmanager
 def recorded_calls(layers: dict[str, nn.Module]):
-    """Within: a list per layer, to which each call of it adds its input and the edge of the graph at its
-    output."""
+    """Context manager that yields one list per layer. Each call of the layer adds its input and the edge
+    of the graph at its output."""
     calls = {name: [] for name in layers}
     def record(name, layer, args, kwargs, out):
         out = out if out.requires_grad else out.detach().requires_grad_()
@@ -50,7 +50,7 @@ def padded(layer: nn.Conv2d, a: Tensor) -> Tensor: # input [N, C, H, W]
                  else layer.padding_mode) if any(pad) else a
 
 def patches(layer: nn.Module, a: Tensor) -> Tensor: # input [N, ...] to [N, groups, T, K]
-    "What each output position of a linear layer or convolution is a weighted sum of."
+    "The inputs of which each output position of a linear layer or convolution is a weighted sum."
     if isinstance(layer, nn.Linear): return a.reshape(len(a), 1, -1, a.shape[-1])
     a, k, s, d, g = padded(layer, a), layer.kernel_size, layer.stride, layer.dilation, layer.groups
     (N, C, *size), (n, c, *step) = a.shape, a.stride()
@@ -142,7 +142,7 @@ def called_once(layers: dict, calls: dict, n: int) -> dict: # name → layer
 # %% ../nbs/10_gradients.ipynb #curvatur-21g
 @contextmanager
 def differentiable(model: nn.Module):
-    """Within: evaluation mode, all parameters (given as name → parameter) with gradients. After:
+    """Context manager: evaluation mode, all parameters with gradients, yielded by name. Afterwards:
     everything as it was."""
     with frozen(model):
         for p in model.parameters(): p.requires_grad_()
@@ -157,8 +157,8 @@ def true_squares(
     x: Tensor,                    # inputs of a few samples [n, C, H, W]
     v: Tensor | None = None,      # cotangent of their logits [n, classes] (default: 1 to 2)
 ) -> dict[str, tuple]: # name → squares float64 [n], their tolerance [n], input and output gradient [n, ...]
-    """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation; of
-    layers called once."""
+    """Squared gradient norms of v · logits by each layer's parameters, from automatic differentiation, for
+    the layers that are called once."""
     with differentiable(model), recorded_calls(layers) as calls:
         logits = logits_of(model, x)
         v = torch.linspace(1, 2, logits.numel()).to(x).view_as(logits) if v is None else v.to(logits.dtype)
@@ -214,8 +214,8 @@ def backwards(
     every: bool = False,          # a backward pass for each of C - 1 cotangents is to come, not one
 ) -> tuple[Tensor, dict, Callable]: # logits [N, C] with graph; layer → node of the graph; cotangents [N, C]
     # to layer → float64 [N]
-    """One forward pass, and the backward pass that gives the squared gradient norms of each layer and
-    sample, of those called once."""
+    """One forward pass, and the backward pass that gives the squared gradient norms of each sample by
+    each layer that is called once."""
     with recorded_calls(layers) as calls: logits = logits_of(model, x, y)
     layers, passes = called_once(layers, calls, len(x)), logits.shape[1] - 1 if every else 1
     edges = {name: calls[name][0][1] for name in layers}
@@ -230,7 +230,7 @@ def backwards(
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26g
 def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: layer → float64 [N]
-    "What was found of the layers for which automatic differentiation agrees on the batch's last sample."
+    "The part of `found` that automatic differentiation confirms on the batch's last sample."
     true = true_squares(model, {name: layers[name] for name in found}, x[-1:], v[-1:])
     def agrees(name):
         own, tolerance, *_ = true[name]
@@ -239,7 +239,7 @@ def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: 
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26n
 def by_layer(values: dict) -> dict: # parameter → value, to layer → sum
-    "Sum over the parameters of each layer; a parameter of the model itself keeps its name."
+    "Sum over the parameters of each layer. A parameter of the model itself keeps its name."
     sums = {}
     for name, value in values.items():
         layer = name.rpartition('.')[0] or name

@@ -130,8 +130,8 @@ def eigenvalues(matrices: Tensor) -> Tensor: # [N, n, n] to [N, n], ascending
     return torch.linalg.eigvalsh(matrices.to(where)).to(matrices.device)
 
 def reshaped_norm(rows: Tensor, shape: tuple) -> Tensor: # [C, N, D] to float64 [N]
-    """Operator norm after the authors' reshape of [channels, H, W, C] to [channels W C, H]; not that of
-    the Jacobian."""
+    """Operator norm after the authors' reshape of [channels, H, W, C] to [channels W C, H]. It is not
+    that of the Jacobian."""
     M = rows.double().reshape(len(rows), *shape).permute(1, 2, 3, 4, 0).reshape(shape[0], -1, shape[2])
     return largest_eigenvalue(M.mT @ M).sqrt()
 

@@ -76,7 +76,7 @@ def first_classes_noise(
     if not per_class:
         raise ValueError(f'{len(true)} labels are too few for noise in some of {classes} classes')
     return _noise_within(true, list(range(round(rate * len(true)) // per_class)), classes,
-                        np.random.default_rng(seed))
+                         np.random.default_rng(seed))
 
 # %% ../nbs/02_noise.ipynb #noise-12
 def label_counts(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['provenance', 'label_hash', 'Run', 'validate_config', 'flat', 'checkpoint_path', 'packed', 'unpacked',
            'initial_network', 'inputs_on', 'Training', 'write_weights', 'save_state', 'load_state', 'begin',
-           'status_after', 'after_epoch', 'finish', 'only_one', 'is_held', 'throw_away', 'finished', 'fit']
+           'status_after', 'after_epoch', 'only_one', 'is_held', 'throw_away', 'finished', 'fit']
 
 # %% ../nbs/16_runs.ipynb #run-02
 import fcntl
@@ -195,12 +195,12 @@ def after_epoch(t: Training, loss: float) -> None: # mean training loss of the e
     t.status = status_after(t, loss)
     if t.status == 'diverged': t.model.load_state_dict(t.before)
     if t.epoch in t.recorded_epochs or t.status != 'training': t.record(loss)
-    if t.status != 'training': finish(t)
+    if t.status != 'training': _finish(t)
     elif t.epoch in t.run.recipe.keep: write_weights(t)
     t.batch, t.total, t.before = 0, 0., {}
 
-def finish(t: Training) -> None:
-    "Write final weights and history, then `run.json`, which marks the run as finished; delete the state."
+def _finish(t: Training) -> None:
+    "Write final weights and history, then `run.json`, which marks the run as finished. Delete the state."
     done = dict(status=t.status, epochs=t.epoch, redrawn=t.redrawn, device=t.device)
     write_weights(t, **done)
     save_frame(t.run.folder/'history.parquet', pd.DataFrame(t.history),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UPDATES', 'can_stack', 'is_plain', 'window', 'padded_shape', 'stack_parameters', 'stacked_parameters', 'linear',
            'linear_on_gpu', 'grouped', 'Stack', 'mean_losses', 'sgd_', 'adam_', 'fast_cuda', 'capture', 'captured',
-           'side_by_side', 'Samples', 'TrainingStep', 'RecordedStep', 'training_stack', 'Engine', 'stacks', 'gpu_group']
+           'side_by_side', 'Samples', 'TrainingStep', 'RecordedStep', 'training_stack', 'TrainingJob', 'training_step',
+           'begin_epoch', 'Engine', 'stacks', 'gpu_group']
 
 # %% ../nbs/15_stack.ipynb #engine-02
 import warnings
@@ -79,7 +80,7 @@ def linear_on_gpu(
     weight: Tensor, # [n, out, in]
     bias: Tensor,   # [n, out]
 ) -> Tensor:        # [n, N, out]
-    "Linear layers of n networks as one batched product; the gradient of `weight` has its strides."
+    "Linear layers of n networks as one batched product. The gradient of `weight` has its strides."
     return torch.baddbmm(bias[:, :, None], weight, x.mT).mT
 
 # %% ../nbs/15_stack.ipynb #engine-08e
@@ -152,7 +153,7 @@ UPDATES = dict(sgd=(sgd_, 1), adam=(adam_, 2)) # and the number of tensors of op
 # %% ../nbs/15_stack.ipynb #engine-17
 @contextmanager
 def fast_cuda(precision: str):
-    "Within this context: TF32 unless the precision is 'float32', and cuDNN's fastest convolution algorithms."
+    "Context manager: TF32 unless the precision is 'float32', and cuDNN's fastest convolution algorithms."
     conv = torch.backends.cudnn
     before, conv.benchmark = conv.benchmark, True
     try:
@@ -282,11 +283,10 @@ def training_stack(models: list[nn.Module], device: str) -> Stack:
     if device == 'cuda': return Stack(models, multiple=8)
     return Stack(models if len(models) > 1 else [*models, deepcopy(models[0])])
 
-# %% ../nbs/15_stack.ipynb #engine-21
+# %% ../nbs/15_stack.ipynb #engine-21a
 @dataclass(eq=False)
-class Engine:
-    """Trains one network, or several as a stack, in place, on the device of the networks and their data.
-    `ValueError` for several networks without `stack`."""
+class TrainingJob:
+    "One network to train, or several as a stack, and its data. `ValueError` for several without `stack`."
     models: list[nn.Module]      # several only with `stack`; also a single one of a stack
     xs: list[Tensor]             # inputs of each network [N, C, H, W]
     ys: list[Tensor]             # labels of each network [N]
@@ -299,16 +299,47 @@ class Engine:
     def __post_init__(self):
         if len(self.models) > 1 and not self.stack:
             raise ValueError('several networks are trained stacked: stack=True')
-        net = training_stack(self.models, self.xs[0].device.type) if self.stack else self.models[0]
-        copies, dtype = net.n // len(self.models) if self.stack else 1, next(net.parameters()).dtype
-        self.samples = Samples([x.to(dtype) for x in self.xs] * copies, self.ys * copies,
-                               self.seeds * copies, self.recipe.augment, self.black)
-        self.step = TrainingStep(net, self.recipe, self.samples)
-        for i, saved in enumerate(self.start or []):
-            for own, others in zip(self.step.state_of(i), saved): torch._foreach_copy_(own, others)
+
+    @property
+    def batches(self) -> int:
+        "Number of batches per epoch, of which the last may be smaller."
+        return -(-len(self.ys[0]) // self.recipe.batch)
+
+# %% ../nbs/15_stack.ipynb #engine-21d
+def training_step(job: TrainingJob) -> TrainingStep:
+    "The step that trains a job's networks on batches of its data, with the optimizer state `start`."
+    net = training_stack(job.models, job.xs[0].device.type) if job.stack else job.models[0]
+    copies, dtype = net.n // len(job.models) if job.stack else 1, next(net.parameters()).dtype
+    samples = Samples([x.to(dtype) for x in job.xs] * copies, job.ys * copies, job.seeds * copies,
+                      job.recipe.augment, job.black)
+    step = TrainingStep(net, job.recipe, samples)
+    for i, saved in enumerate(job.start or []):
+        for own, others in zip(step.state_of(i), saved): torch._foreach_copy_(own, others)
+    return step
+
+# %% ../nbs/15_stack.ipynb #engine-21g
+def begin_epoch(
+    step: TrainingStep,
+    epoch: int,    # 1, 2, ...
+    batches: int,  # per epoch
+    done: int = 0, # batches of this epoch that are already done
+) -> None:
+    "Draw an epoch's samples, and set learning rate, number of updates and, if nothing is done, losses."
+    step.samples.draw(epoch)
+    step.net.train()
+    step.lr.fill_(lr_at(step.recipe, epoch))
+    step.t.fill_((epoch - 1) * batches + done)
+    if done == 0: step.total.zero_()
+
+# %% ../nbs/15_stack.ipynb #engine-21
+class Engine(TrainingJob):
+    "Trains the networks of a job in place, epoch by epoch, on the device of the networks and their data."
+    def __post_init__(self):
+        super().__post_init__()
+        self.step = training_step(self)
+        self.samples = self.step.samples
         full_batch = self.samples.order[:, :self.recipe.batch]
         self.take = RecordedStep(self.step, full_batch) if full_batch.is_cuda else self.step
-        self.batches = -(-len(self.ys[0]) // self.recipe.batch) # per epoch
 
     def epoch(
         self,
@@ -317,11 +348,7 @@ class Engine:
         after_batch: Callable[[int], None] = lambda done: None, # called between two batches
     ) -> list[float]:  # mean training loss of each network, each batch's taken before its update
         "Train all networks for one epoch, or for the rest of one."
-        self.samples.draw(epoch)
-        self.step.net.train()
-        self.step.lr.fill_(lr_at(self.recipe, epoch))
-        self.step.t.fill_((epoch - 1) * self.batches + done)
-        if done == 0: self.step.total.zero_()
+        begin_epoch(self.step, epoch, self.batches, done)
         batches = self.samples.order.split(self.recipe.batch, 1)
         with fast_cuda(self.recipe.precision), safe_convolutions(self.step.net):
             for k, rows in enumerate(batches[done:], done + 1):

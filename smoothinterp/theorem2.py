@@ -54,8 +54,8 @@ def _runs_twice(name):
 # %% ../nbs/13_theorem2.ipynb #bounds-90
 @contextmanager
 def apart(layer: nn.Module, name: str, x: Tensor):
-    """Within this context: a list, to which a forward pass of x adds the layer's input, as a leaf, and the
-    edge of the graph at its output. `ValueError` if the layer is not given x itself, or runs twice."""
+    """Context manager that yields a list, to which a forward pass of x adds the layer's input, as a leaf, and
+    the edge of the graph at its output. `ValueError` if the layer is not given x itself, or runs twice."""
     seen = []
     def enter(m, args, kwargs):
         given = (*args, *kwargs.values())[0]
@@ -120,7 +120,7 @@ def _validate_only_way(name, g, around, elsewhere): # gradients by the layer's i
 # %% ../nbs/13_theorem2.ipynb #bounds-54
 @dataclass(frozen=True, repr=False)
 class Theorem2:
-    "The pieces of paper B's theorem 2, and of the layerwise inequality inside it; printed as a table."
+    "The pieces of paper B's theorem 2, and of the layerwise inequality inside it. They print as a table."
     layer: str           # the first layer
     shared: bool         # whether its weights serve several positions
     x_min: float         # smallest norm of an input

@@ -100,7 +100,7 @@ def test_what_was_to_be_typed_is_right():
 def test_images_of_two_kinds():
     with pytest.raises(ValueError, match='convert all to one mode'): read([rgb, rgb.convert('L')] * 2 + [rgb])
     with pytest.raises(ValueError, match='crop or resize'): read([rgb, rgb.resize((5, 5))] * 2 + [rgb])
-    with pytest.raises(ValueError, match='must be alike'): from_dataset([(rgb, 0)], [(rgb.convert('L'), 0)])
+    with pytest.raises(ValueError, match='must have the same shape'): from_dataset([(rgb, 0)], [(rgb.convert('L'), 0)])
 
 
 class Kind(enum.IntEnum):
@@ -128,7 +128,7 @@ def test_other_labels_are_refused(label, reason):
                                             (list('abcde'), r'names\.index'),
                                             (np.array(list('abcde')), r'names\.index'), (torch.eye(5), 'argmax'),
                                             (torch.eye(5).long(), 'argmax'), (torch.arange(5)[:, None], r'y\[:, 0\]'),
-                                            (torch.arange(4), 'one an image'), (torch.arange(5) - 1, '0..4')])
+                                            (torch.arange(4), 'one per image'), (torch.arange(5) - 1, '0..4')])
 def test_other_labels_in_tensors_are_refused(labels, reason):
     with pytest.raises(ValueError, match=reason): from_tensors('mine', CHW, labels, CHW, range(5))
 

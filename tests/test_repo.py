@@ -105,17 +105,6 @@ def test_every_command_of_the_readme_exists():
 
 # Public functions and classes without a visible example so far. A name goes from this list once it has one.
 NOT_YET_SHOWN = {
-    '01_core': 'checkpoints_dir clone digest frame_digest',
-    '03_data': 'Data cifar10 cifar100 with_human_noise',
-    '04_models': 'Attention Block EncoderBlock Pointwise ViT vit',
-    '05_augment': 'svd_factors',
-    '07_affine': 'has_linear_pieces',
-    '09_geodesic': 'values_on_paths',
-    '11_curvature': 'Eigenvalues SpectralDensity',
-    '12_bounds': 'Value constants described_module lipschitz one_input original register',
-    '14_train': 'grid_b is_dead',
-    '15_stack': 'capture is_plain',
-    '16_runs': 'finish',
     '17_study': 'Source Study defined_here identity images network run_folder source stacked train_runs '
             'validate_figure validate_run',
     '18_checkpoints': 'committed committed_folder file_digest in_a_clone manifest',
