@@ -116,12 +116,8 @@ NOT_YET_SHOWN = {
     '14_train': 'grid_b is_dead',
     '15_stack': 'capture is_plain',
     '16_runs': 'finish',
-    '17_study': 'Source Study defined_here identity images network run_folder source stacked train_runs '
-            'validate_figure validate_run',
-    '18_checkpoints': 'committed committed_folder file_digest in_a_clone manifest',
     '19_results': 'checkpoints_of committed_runs kept_rows measured quick_measures runs_of sharpness_around '
             'threshold valid_bound',
-    '20_workers': 'default_workers find_device pool',
     '21_sweep': 'cost duration trial',
     '22_figures': 'mark_columns',
     '23_published': 'beside comparable curves_for draw_published label published_for reference rounded_away '
