@@ -356,7 +356,7 @@ def beside(
     return found if _same_images(study) else found | _scaled(found, _our_curves(ours, known))
 
 def _scaled(theirs, curves):
-    # published curves times our peak over theirs; a curve without numbers where there is no peak of ours
+    "Published curves times our peak over theirs. A curve is empty where ours lacks half of the widths."
     means, scaled = curves.groupby(['quantity', 'measure', 'width'], sort=False)['value'].mean(), {}
     for q in means.index.unique('quantity'):
         if q.endswith('error') or q.startswith('distance:'): continue
