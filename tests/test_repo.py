@@ -116,23 +116,9 @@ NOT_YET_SHOWN = {
     '14_train': 'grid_b is_dead',
     '15_stack': 'capture is_plain',
     '16_runs': 'finish',
-    '19_results': 'checkpoints_of committed_runs kept_rows measured quick_measures runs_of sharpness_around '
-            'threshold valid_bound',
-    '21_sweep': 'cost duration trial',
-    '22_figures': 'mark_columns',
-    '23_published': 'beside comparable curves_for draw_published label published_for reference rounded_away '
-            'same_images scaled_note setup thresholds',
-    '24_claims': 'acceleration_claims class_claims curvature_claims distance_claims early epoch_claims '
-            'lipschitz_claims method_claims resnet_claims sharpness_claims step_claims subset_claims '
-            'theorem_claims toy_claims',
     '25_report': 'Measure Report built found_rows measure network_of_images note same_error samples short '
             'show_samples vectors',
-    '26_cli': 'numbers',
-    '27_papermill': 'invoke',
     '28_monitor': 'Logits draw_epochs due_or_last rows_at rows_without same_random_numbers',
-    'explore': 'ImagePanel LossPanel NotePanel Panel WidthPanel column_of epochs frame loss_panel measures '
-            'mosaic name_of note_panel parts path_pixels paths_of points studies subsets validate_start '
-            'value_axis volumes_of widths',
 }
 
 
