@@ -439,7 +439,8 @@ def setup_differences(study: Study) -> pd.DataFrame: # one row per aspect
     theirs = counterpart(study)
     as_run = replace(_reference(theirs), n=TRAINED_ON,
                      recipe=replace(_reference(theirs).recipe, lr=PAPER_B_OFFICIAL.lr))
-    printed = _setup(as_run) | {'seeds': 'several'} | dict.fromkeys(NOT_PRINTED.get(theirs, ()), 'not printed')
+    unknown = dict.fromkeys(NOT_PRINTED.get(theirs, ()), 'not printed')
+    printed = _setup(as_run) | {'seeds': 'several'} | unknown
     df = pd.DataFrame(dict(ours=_setup(study), published=printed, **{'what that may change': EFFECTS}),
                       dtype=object).loc[list(EFFECTS)]
     return df[df['ours'] != df['published']]
