@@ -47,8 +47,8 @@ _PAPERS = { # networks of the papers
     'convnet-a-cifar10': "paper A's ConvNets on CIFAR-10, 20% wrong labels: 192 networks",
     'convnet-cifar10': "paper B's ConvNets on CIFAR-10, 20% wrong labels: 192 networks",
     'convnet-cifar100': "paper B's ConvNets on CIFAR-100, 20% wrong labels: 192 networks",
-    'convnet-cifar100-asymmetric': "paper A's ConvNets on CIFAR-100, 20% wrong labels in some classes only: "
-                                   '192 networks',
+    'convnet-cifar100-asymmetric': "paper A's ConvNets on CIFAR-100, 20% wrong labels in some classes "
+                                   'only: 192 networks',
     'resnet18-cifar10': "paper A's ResNet18s on CIFAR-10, 20% wrong labels: 192 networks",
     'resnet18-plain-cifar10': "paper B's ResNet18s without batch normalization on CIFAR-10, "
                               '20% wrong labels: 192 networks',

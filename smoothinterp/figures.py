@@ -124,7 +124,7 @@ def mark_threshold(ax, df: pd.DataFrame) -> None: # df: tidy
     if (at := threshold(df)) is not None: ax.axvline(at, ls=':', c='k', lw=1, zorder=0)
 
 def mark_width(ax, width: float, df: pd.DataFrame) -> None:
-    "A red line at a width that was asked for, if it is in the frame."
+    "A red line at a chosen width, if it is in the frame. 0 = no width."
     if width and width in set(df['width']): ax.axvline(width, c='tab:red', lw=.8, alpha=.6, zorder=0)
 
 def over_width(
@@ -202,8 +202,7 @@ def mark_columns(ax, table: pd.DataFrame, at: float | None, width: float = 0) ->
 
 # %% ../nbs/22_figures.ipynb #figures-24
 def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # rows down, widths across
-    """A table as a heat map with its color bar. Values at or below 0 are left blank where colors are
-    logarithmic."""
+    """Draw a table as a heat map with its color bar. With `log`, values at or below 0 are left blank."""
     values = table.where(table > 0) if log else table
     mesh = ax.pcolormesh(np.arange(table.shape[1] + 1), np.arange(table.shape[0] + 1),
                          np.ma.masked_invalid(values.to_numpy(float)),
@@ -224,8 +223,8 @@ def save_figure(
     name: str,                  # without ending, such as 'fig2-width15'
     folder: Path | None = None, # default: `figures_dir()`
 ) -> list[Path]:                # the picture, its vector form, its numbers
-    """Write a figure and its tidy frame. Each file is whole or not there, and a frame that is the same is
-    left alone. The pictures carry the frame's checksum."""
+    """Write a figure and its tidy frame atomically. The file of a frame that did not change is left alone.
+    The pictures carry the frame's checksum."""
     png, svg, parquet = ((folder or figures_dir())/f'{name}.{ending}' for ending in ('png', 'svg', 'parquet'))
     df = df.reset_index(drop=True)
     drawn = f'drawn from numbers with SHA-256 {frame_digest(df)}'
@@ -246,8 +245,8 @@ def keep_figure(
     fig: Figure,
     df: pd.DataFrame,        # what it was drawn from, with `attrs` of its study's results
     stem: str,               # of the notebook
-    study: str,              # as it was asked for
-    width: float = 0,        # as it was asked for
+    study: str,              # the notebook's parameter
+    width: float = 0,        # the notebook's parameter
     default: str = 'digits', # the notebook's own study, which the name does not repeat
 ) -> None:
     """Save a figure under its notebook's name and whatever differs from its defaults, and print what was

@@ -125,8 +125,8 @@ def invoke(command: click.Command, ctx: click.Context):
     passes on every other call."""
     papermills = (command.name == 'papermill'
                   and getattr(command.callback, '__module__', '') == 'papermill.cli')
-    said = not papermills or ctx.params.get('output_path') or ctx.params.get('help_notebook')
-    root = None if said else checkout(ctx.params.get('notebook_path'))
+    others = not papermills or ctx.params.get('output_path') or ctx.params.get('help_notebook')
+    root = None if others else checkout(ctx.params.get('notebook_path'))
     return run(ctx, root) if root else invoke.original(command, ctx)
 
 invoke.original = getattr(click.Command.invoke, 'original', click.Command.invoke)

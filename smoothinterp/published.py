@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['READING', 'COUNTERPARTS', 'MEASURES', 'Thresholds', 'LABELS', 'READINGS', 'GREY', 'COLORS', 'FAMILIES', 'TRAINED_ON',
            'NOT_PRINTED', 'EFFECTS', 'published', 'published_curves', 'threshold_between', 'peak', 'counterpart',
-           'reference', 'curves_for', 'pairs', 'rounded_away', 'thresholds', 'rank_over_threshold', 'place',
-           'comparison', 'missing', 'label', 'readable', 'reproduction_figure', 'published_for', 'same_images',
-           'beside', 'draw_published', 'scaled_note', 'beside_table', 'setup', 'setup_differences', 'comparable',
-           'findings']
+           'curves_for', 'pairs', 'rounded_away', 'rank_over_threshold', 'place', 'comparison', 'missing', 'readable',
+           'reproduction_figure', 'published_for', 'beside', 'draw_published', 'scaled_note', 'beside_table',
+           'setup_differences', 'comparable', 'findings']
 
 # %% ../nbs/23_published.ipynb #publishe-02
 from collections.abc import Iterable
@@ -42,14 +41,13 @@ def published(
     `ValueError` lists the available curves."""
     path = figures_dir()/'published.parquet'
     if not path.exists():
-        raise FileNotFoundError(f'no published curves at {path}: they come with a clone of the '
-                                'repository. Work in one, '
-                                'or copy figures/published.parquet from it to there')
+        raise FileNotFoundError(f'no published curves at {path}: they come with a clone of the repository. '
+                                'Work in one, or copy figures/published.parquet from it to there')
     df, _ = load_frame(path)
     found = df[(df['study'] == study) & (df['label_noise'] == label_noise)]
     if len(found): return found.astype(dict(width=float)).reset_index(drop=True)
-    there = [f'{s!r} at {", ".join(map(str, sorted(set(noise))))} %' for s,
-             noise in df.groupby('study')['label_noise']]
+    there = [f'{name!r} at {", ".join(map(str, sorted(set(noise))))} %'
+             for name, noise in df.groupby('study')['label_noise']]
     raise ValueError(f'no published curves of {study!r} at {label_noise} % label noise; there are '
                      f'{"; ".join(there)}')
 
@@ -84,7 +82,7 @@ def counterpart(study: Study) -> str | None: # such as 'convnet-cifar10'
     "Name of the published curves that a study is compared with. None if there are none."
     return COUNTERPARTS.get(study.name.removesuffix('-reduced').removesuffix('-5k').removesuffix('-long'))
 
-def reference(published: str) -> Study:
+def _reference(published: str) -> Study:
     "Paper B's study that belongs to published curves, as this project defines it."
     return STUDIES[next(ours for ours, theirs in COUNTERPARTS.items() if theirs == published)]
 
@@ -116,7 +114,7 @@ def pairs(published: pd.DataFrame) -> list[tuple]: # items as in `MEASURES`
 
 def _layer_names(published: str) -> list[str]: # such as 'conv1'
     "Names of the layers of a family's networks, from input to output."
-    net = build(reference(published).family, 6)
+    net = build(_reference(published).family, 6)
     return list(distance_from_init(net, net.state_dict()))
 
 # %% ../nbs/23_published.ipynb #publishe-25
@@ -146,7 +144,7 @@ def _our_curve(ours, quantity, measure, split, column):
 # %% ../nbs/23_published.ipynb #publishe-25b
 Thresholds = tuple[pd.Interval, pd.Interval] # of base widths: ours, published
 
-def thresholds(curves: pd.DataFrame, theirs: dict[str, pd.Series]) -> Thresholds:
+def _both_thresholds(curves: pd.DataFrame, theirs: dict[str, pd.Series]) -> Thresholds:
     "Threshold of our curves and of the published ones; no upper end if no training error reads as zero."
     train = curves[curves['quantity'] == 'train_error'].groupby('width')['value'].mean()
     return threshold_between(train), threshold_between(theirs.get('train_error', train[:0]))
@@ -179,7 +177,7 @@ def comparison(
     """Compare our curves with the published ones, one row per pair that has a common width.
     `missing` lists the rest."""
     theirs, curves, rows = published_curves(published), _our_curves(ours, published), {}
-    fits = thresholds(curves, theirs)
+    fits = _both_thresholds(curves, theirs)
     for (quantity, measure), curve in curves.groupby(['quantity', 'measure'], sort=False):
         mean = curve.groupby('width')['value'].mean()
         if len(mean.index.intersection(theirs[quantity].index)):
@@ -188,8 +186,12 @@ def comparison(
     return df.set_axis(pd.MultiIndex.from_tuples(df.columns), axis=1)
 
 # %% ../nbs/23_published.ipynb #publishe-27a
-def _compare(quantity: str, ours: pd.Series, published: pd.Series,
-            fits: Thresholds) -> dict: # from column (two levels) to number or interval
+def _compare(
+    quantity: str,
+    ours: pd.Series,      # values by width
+    published: pd.Series, # values by width
+    fits: Thresholds,
+) -> dict:                # from column (two levels) to number or interval
     """Compare two curves over width: threshold, peak, value at the largest common width, rank
     correlations, relative difference."""
     widths = ours.index.intersection(published.index)
@@ -232,14 +234,14 @@ LABELS = dict(test_error='test error', train_error='train error', empirical_lips
 READINGS = dict(logit_operator='exact', logit_reshaped='Jacobian reshaped', product_bound='product of norms',
                 valid_bound='valid bound', product_bound_reshaped='product, kernels reshaped')
 
-def label(quantity: str) -> str: # such as 'distance, stage0 conv1'
+def _label(quantity: str) -> str: # such as 'distance, stage0 conv1'
     "Name of a published quantity in tables and pictures."
     return LABELS.get(quantity, quantity.replace('distance:', 'distance, ').replace('_', ' '))
 
 def readable(table: pd.DataFrame) -> pd.DataFrame: # of text
     "Format a comparison: names, three significant digits, differences in per cent."
     text = table.apply(lambda column: column.map(_percent if 'difference' in column.name[1] else _text))
-    rows = [(label(quantity), READINGS.get(measure, '')) for quantity, measure in text.index]
+    rows = [(_label(quantity), READINGS.get(measure, '')) for quantity, measure in text.index]
     return text.set_axis(pd.MultiIndex.from_tuples(rows, names=['quantity', 'reading']))
 
 def _text(value) -> str:
@@ -275,7 +277,7 @@ def reproduction_figure(
                                  layout='constrained', squeeze=False)
         for ax, q in zip(axes.flat, quantities):
             _panel(ax, q, curves[curves['quantity'] == q], theirs[q])
-            _thresholds(ax, curves, theirs)
+            _draw_thresholds(ax, curves, theirs)
             width_axis(ax, named)
             ax.set_xlim(.9 * min(widths), 1.1 * max(widths))
             if over_threshold: ax.set_xlabel('$w$ / threshold')
@@ -288,7 +290,7 @@ def reproduction_figure(
 
 # %% ../nbs/23_published.ipynb #publishe-37a
 def _over_threshold(curves, theirs):
-    fits = thresholds(curves, theirs)
+    fits = _both_thresholds(curves, theirs)
     if not all(isfinite(fit.right) for fit in fits):
         between = ', '.join(map(_threshold_text, fits))
         raise ValueError(f'no width fits its labels: the thresholds are {between}')
@@ -301,7 +303,7 @@ def _panel(ax, quantity, curves, theirs):
         by = rows.groupby('width')['value']
         ax.plot(by.mean(), color=color, marker='.', ms=4, lw=1.4, label=READINGS.get(measure))
         ax.fill_between(by.mean().index, by.min(), by.max(), color=color, alpha=.2, lw=0)
-    ax.set(title=label(quantity))
+    ax.set(title=_label(quantity))
     if curves['measure'].nunique() > 1: ax.legend(fontsize='small')
     if not (quantity.endswith('error') or quantity.startswith('distance:')): _log_axis(ax)
 
@@ -312,7 +314,7 @@ def _log_axis(ax):
                  minor_locator=NullLocator())
     ax.yaxis.set_major_formatter('{x:g}')
 
-def _thresholds(ax, curves, theirs):
+def _draw_thresholds(ax, curves, theirs):
     train = curves[curves['quantity'] == 'train_error'].groupby('width')['value'].mean()
     for error, color in ((theirs.get('train_error', train[:0]), GREY), (train, COLORS[0])):
         if (at := threshold_between(error).right) < inf: ax.axvline(at, ls=':', color=color, lw=1, zorder=0)
@@ -332,9 +334,9 @@ def published_for(study: Study) -> pd.DataFrame: # columns as in `published`
     return pd.DataFrame(columns=['study', 'label_noise', 'width', 'quantity', 'value', 'note'], dtype=object)
 
 # %% ../nbs/23_published.ipynb #publishe-39d
-def same_images(study: Study) -> bool:
+def _same_images(study: Study) -> bool:
     "Whether the study's images are those of the published curves, or some of them, at full size."
-    theirs = reference(counterpart(study) or FAMILIES[study.family])
+    theirs = _reference(counterpart(study) or FAMILIES[study.family])
     return (study.data, study.size) == (theirs.data, theirs.size)
 
 def beside(
@@ -345,15 +347,16 @@ def beside(
     distances are scaled to our peak if the images differ; a measure of ours that lacks half of the
     widths has no peak to scale to. Empty if a side has no curves or no threshold."""
     study = find_study(study)
-    theirs, at = published_curves(known := published_for(study)), threshold(ours)
+    known, at = published_for(study), threshold(ours)
+    theirs = published_curves(known)
     published_at = threshold_between(theirs.get('train_error', pd.Series(dtype=float))).right
     if at is None or not isfinite(published_at): return {}
     low, high = ours['width'].min(), ours['width'].max()
     found = {q: curve.set_axis(curve.index * at / published_at).loc[low:high] for q, curve in theirs.items()}
-    return found if same_images(study) else found | _scaled(found, _our_curves(ours, known))
+    return found if _same_images(study) else found | _scaled(found, _our_curves(ours, known))
 
 def _scaled(theirs, curves):
-    # published curves times our peak over theirs; a curve without numbers where there is no peak of ours
+    "Published curves times our peak over theirs. A curve is empty where ours lacks half of the widths."
     means, scaled = curves.groupby(['quantity', 'measure', 'width'], sort=False)['value'].mean(), {}
     for q in means.index.unique('quantity'):
         if q.endswith('error') or q.startswith('distance:'): continue
@@ -373,7 +376,7 @@ def scaled_note(study: str | Study) -> str:
     "How levels of published curves were treated, as a legend says it."
     study = find_study(study)
     if counterpart(study) is None and study.family not in FAMILIES: return ''
-    return '' if same_images(study) else ',\npeak as high as ours'
+    return '' if _same_images(study) else ',\npeak as high as ours'
 
 # %% ../nbs/23_published.ipynb #publishe-39g
 def beside_table(
@@ -391,7 +394,7 @@ def beside_table(
         pair = next(m for m in (*pairs(known), *MEASURES) if m[0] == q)
         mine = _our_curve(ours, *pair).groupby('width')['value'].mean()
         for side, curve in dict(ours=mine, published=theirs.get(q, mine[:0])).items():
-            if len(curve): rows[label(q), side] = _summary(q, curve, at[side])
+            if len(curve): rows[_label(q), side] = _summary(q, curve, at[side])
     return pd.DataFrame(rows).T.rename_axis(['quantity', 'whose']).map(_text)
 
 def _summary(quantity, curve, at):
@@ -422,7 +425,7 @@ EFFECTS = {
     'seeds': 'one seed has no band, and seeds differ most next to the threshold'}
 
 # %% ../nbs/23_published.ipynb #publishe-41a
-def setup(study: Study) -> dict: # from aspect to value
+def _setup(study: Study) -> dict: # from aspect to value
     "The study's value for each aspect of the set-up in `EFFECTS`."
     r = study.recipe
     return dict(zip(EFFECTS, (
@@ -434,16 +437,17 @@ def setup_differences(study: Study) -> pd.DataFrame: # one row per aspect
     """Aspects in which the study differs from the published networks, and what each may change. The
     study must have a `counterpart`."""
     theirs = counterpart(study)
-    as_run = replace(reference(theirs), n=TRAINED_ON,
-                     recipe=replace(reference(theirs).recipe, lr=PAPER_B_OFFICIAL.lr))
-    printed = setup(as_run) | {'seeds': 'several'} | dict.fromkeys(NOT_PRINTED.get(theirs, ()), 'not printed')
-    df = pd.DataFrame(dict(ours=setup(study), published=printed, **{'what that may change': EFFECTS}),
+    as_run = replace(_reference(theirs), n=TRAINED_ON,
+                     recipe=replace(_reference(theirs).recipe, lr=PAPER_B_OFFICIAL.lr))
+    unknown = dict.fromkeys(NOT_PRINTED.get(theirs, ()), 'not printed')
+    printed = _setup(as_run) | {'seeds': 'several'} | unknown
+    df = pd.DataFrame(dict(ours=_setup(study), published=printed, **{'what that may change': EFFECTS}),
                       dtype=object).loc[list(EFFECTS)]
     return df[df['ours'] != df['published']]
 
 def comparable(study: Study) -> bool:
     "Whether levels can be compared, that is whether the images are those of the published curves."
-    theirs = reference(counterpart(study))
+    theirs = _reference(counterpart(study))
     return (study.data, study.size, study.n) == (theirs.data, theirs.size, theirs.n)
 
 # %% ../nbs/23_published.ipynb #publishe-45

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'IMPOSSIBLE', 'GROUPS', 'MEASURES_VERSION', 'FITS', 'tidy', 'number', 'train_subsets', 'TrainedNetwork',
-           'sharpness_around', 'valid_bound', 'measure_network', 'quick_measures', 'kept_rows', 'checkpoints_of',
-           'measured', 'measure_run', 'results', 'over_epochs', 'missing_widths', 'runs_of', 'committed_runs',
-           'threshold', 'publish', 'measured_again']
+           'sharpness_around', 'measure_network', 'quick_measures', 'kept_rows', 'checkpoints_of', 'measured',
+           'measure_run', 'results', 'over_epochs', 'missing_widths', 'runs_of', 'committed_runs', 'threshold',
+           'publish', 'measured_again']
 
 # %% ../nbs/19_results.ipynb #results-02
 import shutil
@@ -189,7 +189,7 @@ def _product_bounds(trained: TrainedNetwork) -> list[dict]:
         number('product_bound', norms.operator.prod(), 1),
         number('product_bound_reshaped', norms.reshaped.prod(), 1)]
 
-def valid_bound(trained: TrainedNetwork) -> list[dict]:
+def _valid_bound(trained: TrainedNetwork) -> list[dict]:
     "A valid upper bound on the Lipschitz constant. `ValueError` for a layer without a rule."
     return [number('valid_bound', upper_bounds(trained.model, trained.x)['valid'], 1)]
 
@@ -213,7 +213,7 @@ IMPOSSIBLE = ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfM
 GROUPS = dict(error=_errors, sharpness=sharpness_around, logit_jacobian=_slopes, random_probes=_random_slopes,
               gradient_norm=_parameter_gradients, hessian_trace=_mean_curvature,
               hessian_lambda_max=_largest_curvature, hessian_lambda_r=_smallest_curvature,
-              product_bound=_product_bounds, valid_bound=valid_bound, distance=_distances,
+              product_bound=_product_bounds, valid_bound=_valid_bound, distance=_distances,
               theorem2=_theorem2_pieces)
 
 def measure_network(
@@ -302,9 +302,8 @@ def _measure(study, width, seed, folder, device):
     trained = TrainedNetwork(model.to(device), load_tensors(kept[0])[0], data, study.points, study.directions)
     rows, left_out = measure_network(trained)
     way = _history_rows(load_frame(folder/'history.parquet')[0], data) + kept_rows(trained, kept)
-    own, made = (dict(width=float(width), seed=seed),
-                 dict(measures=MEASURES_VERSION, left_out=left_out, device=_device_name(device))
-                 | provenance())
+    own = dict(width=float(width), seed=seed)
+    made = dict(measures=MEASURES_VERSION, left_out=left_out, device=_device_name(device)) | provenance()
     for name, found in dict(epochs=way, results=[dict(epoch=max(kept)) | row for row in rows]).items():
         df = pd.DataFrame(found).assign(study=study.name, **own)[COLUMNS]
         save_frame(folder/f'{name}.parquet', df, config=_definition(study) | own, **made)

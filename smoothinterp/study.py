@@ -146,11 +146,9 @@ def validate_run(study: str | Study, width: float, seed: int = 0) -> None:
     number = isinstance(width, (int, float)) and not isinstance(width, bool) and isfinite(width)
     if not number or not low <= width <= high:
         meant = f'; did you mean {min(max(width, low), high):g}?' if number else '.'
-        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to '
-                         f'{high}{meant} '
-                         f'Those of {study.name!r} are '
-                         f'{", ".join(f"{w:g}" for w in study.widths)} '
-                         '(in a figure 0 stands for all of them)')
+        own = ', '.join(f'{w:g}' for w in study.widths)
+        raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to {high}{meant} '
+                         f'Those of {study.name!r} are {own} (in a figure 0 stands for all of them)')
     if not isinstance(seed, int) or seed not in range(last + 1):
         raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}; '
                          f'did you mean {last if seed > last else 0}?')
@@ -172,7 +170,7 @@ class Source(NamedTuple):
     "Where a study's images come from, and how many there are."
     load: Callable       # (study, seed) to `Data` without label noise
     classes: int         # number of classes
-    colors: int         # color channels
+    colors: int          # color channels
     images: int = 50_000 # training images if the study's `n` is None
     tests: int = 10_000  # test images
 

@@ -37,8 +37,8 @@ def default_workers(device: str) -> int:
 
 # %% ../nbs/20_workers.ipynb #pool-08
 def _start(queue, devices):
-    global _device, _say
-    _device, _say = devices.get(), queue.put
+    global _device, _notify
+    _device, _notify = devices.get(), queue.put
     torch.set_num_threads(1)
     if _device != 'cpu': torch.cuda.set_device(_device) # CUDA graphs are captured on the current device
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -47,7 +47,7 @@ def _end_with_parent():
     mp.parent_process().join()
     os._exit(1)
 
-def _call(f, *args): return f(*args, _device, _say)
+def _call(f, *args): return f(*args, _device, _notify)
 
 # %% ../nbs/20_workers.ipynb #pool-08a
 @contextmanager

@@ -105,27 +105,9 @@ def test_every_command_of_the_readme_exists():
 
 # Public functions and classes without a visible example so far. A name goes from this list once it has one.
 NOT_YET_SHOWN = {
-    '17_study': 'Source Study defined_here identity images network run_folder source stacked train_runs '
-            'validate_figure validate_run',
-    '18_checkpoints': 'committed committed_folder file_digest in_a_clone manifest',
-    '19_results': 'checkpoints_of committed_runs kept_rows measured quick_measures runs_of sharpness_around '
-            'threshold valid_bound',
-    '20_workers': 'default_workers find_device pool',
-    '21_sweep': 'cost duration trial',
-    '22_figures': 'mark_columns',
-    '23_published': 'beside comparable curves_for draw_published label published_for reference rounded_away '
-            'same_images scaled_note setup thresholds',
-    '24_claims': 'acceleration_claims class_claims curvature_claims distance_claims early epoch_claims '
-            'lipschitz_claims method_claims resnet_claims sharpness_claims step_claims subset_claims '
-            'theorem_claims toy_claims',
     '25_report': 'Measure Report built found_rows measure network_of_images note same_error samples short '
             'show_samples vectors',
-    '26_cli': 'numbers',
-    '27_papermill': 'invoke',
     '28_monitor': 'Logits draw_epochs due_or_last rows_at rows_without same_random_numbers',
-    'explore': 'ImagePanel LossPanel NotePanel Panel WidthPanel column_of epochs frame loss_panel measures '
-            'mosaic name_of note_panel parts path_pixels paths_of points studies subsets validate_start '
-            'value_axis volumes_of widths',
 }
 
 
