@@ -28,7 +28,7 @@ WIDTH = 6.5 # inches, a text column
 
 @contextmanager
 def styled():
-    "Within: pictures are drawn in the style of this project."
+    "Context manager in which pictures are drawn in the style of this project."
     plt.draw_if_interactive() # loads the backend: within, a notebook would show the first picture only
     with plt.style.context('smoothinterp.paper'): yield
 

@@ -112,7 +112,8 @@ FIVE_K = replace(CONVNET_B, name='convnet-cifar10-5k',
                  recipe=replace(PAPER_B, epochs=200, batch=32, keep=grid_b(200)))
 TENTH = [FIVE_K, # a tenth of the images at full size
     replace(FIVE_K, name='convnet-a-cifar10-5k', family='convnet-a',
-            widths=tuple(w for w in FIVE_K.widths if w <= 32)),
+            widths=tuple(w for w in FIVE_K.widths if w <= 32),
+            recipe=replace(FIVE_K.recipe, lr=.00125, warmup_from=.00025)),
     replace(FIVE_K, name='convnet-cifar10n-5k', data='cifar10n', noise_rate=0.,
             widths=tuple(w for w in FIVE_K.widths if 2 <= w <= 32))]
 STUDIES = {s.name: s for s in [*SMALL, *PAPER, *map(reduced, PAPER), LONG, *TENTH]}
