@@ -129,11 +129,8 @@ NOT_YET_SHOWN = {
     '24_claims': 'acceleration_claims class_claims curvature_claims distance_claims early epoch_claims '
             'lipschitz_claims method_claims resnet_claims sharpness_claims step_claims subset_claims '
             'theorem_claims toy_claims',
-    '25_report': 'Measure Report built found_rows measure network_of_images note same_error samples short '
-            'show_samples vectors',
     '26_cli': 'numbers',
     '27_papermill': 'invoke',
-    '28_monitor': 'Logits draw_epochs due_or_last rows_at rows_without same_random_numbers',
     'explore': 'ImagePanel LossPanel NotePanel Panel WidthPanel column_of epochs frame loss_panel measures '
             'mosaic name_of note_panel parts path_pixels paths_of points studies subsets validate_start '
             'value_axis volumes_of widths',
