@@ -494,7 +494,7 @@ def same_error(df: pd.DataFrame, error: float) -> list[float]: # base widths
     "Widths of a study whose training error is that of a network, or nearest to it."
     errors = _study_curve(df, 'error')
     fits = errors[errors < FITS].index
-    return [*fits] if error < FITS and len(fits) else [(errors - error).abs().idxmin()]
+    return [*map(float, fits)] if error < FITS and len(fits) else [float((errors - error).abs().idxmin())]
 
 def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # empty if it was not measured
     "Where a value stands among the networks of a study with the same training error."
@@ -575,16 +575,15 @@ def _draw_density(ax, density: SpectralDensity) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 def _draw_layers(ax, found: dict[str, Eigenvalues]) -> None: # layer → its largest eigenvalue
-    "Largest eigenvalue of each layer, first to last, on a logarithmic axis."
+    "Largest eigenvalue of each layer, first to last."
     values = torch.cat([e.values for e in found.values()])
-    top = int(values.argmax())
-    ax.plot(range(1, len(values) + 1), values.where(values > 0, math.nan), '.', color=_BLUE)
-    ax.plot(top + 1, values[top], 'o', color=_ORANGE, label=[*found][top])
-    ax.set(yscale='log', xlabel='layer, first to last', ylabel='largest eigenvalue')
-    ax.margins(y=.2)
+    top, numbers = int(values.argmax()), range(1, len(values) + 1)
+    ax.vlines(numbers, 0, values, color=_BLUE, lw=1)
+    ax.plot(numbers, values, '.', color=_BLUE)
+    ax.plot(numbers[top], values[top], 'o', color=_ORANGE)
+    ax.set(xlabel='layer, first to last', ylabel='largest eigenvalue')
+    ax.set_title(f'largest: {[*found][top]}', fontsize=8, color=_ORANGE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.legend()
 
 # %% ../nbs/25_report.ipynb #report-34e
 def _picture_of(report) -> Figure: # of a Report
