@@ -164,6 +164,9 @@ def _no_error(value: float) -> Estimate:
     "A number without an error bar."
     return Estimate(float(value), math.nan)
 
+class _NoTime(ValueError):
+    "A measure was ended by its time before it found something."
+
 # %% ../nbs/25_report.ipynb #report-13
 @batched
 def _function(model, x, y):
@@ -252,10 +255,12 @@ def _largest(product, size: int, like: Tensor, seconds: float) -> Eigenvalues: #
     for matrix in _lanczos(product, start, 100, seconds):
         found = ritz(*matrix, 1, torch.finfo(like.dtype).eps)
         if found.products > 1 and _settled(found): break
-    return found
+    if _settled(found, .1): return found
+    raise _NoTime(f'no time: {found.products} products leave the largest eigenvalue unknown; pass more '
+                  'seconds')
 
-def _settled(found: Eigenvalues) -> bool: # reached 0.1%
-    return bool((found.errors <= 1e-3 * found.values.abs()).all())
+def _settled(found: Eigenvalues, tolerance: float = 1e-3) -> bool: # relative
+    return bool((found.errors <= tolerance * found.values.abs()).all())
 
 # %% ../nbs/25_report.ipynb #report-17k
 def _largest_of(model, x, y, seconds: float, block: list[int] | None = None) -> Eigenvalues:
@@ -269,7 +274,9 @@ def _largest_of(model, x, y, seconds: float, block: list[int] | None = None) -> 
 def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, block=None) -> Estimate:
     "A largest eigenvalue, and its error if there is time for two halves of the samples. `took`: the whole."
     if len(x) < FEWEST or seconds < 2 * took: return _no_error(found.values.item())
-    halves = [_largest_of(model, *part, seconds / 2, block).values for part in zip(x.chunk(2), y.chunk(2))]
+    halves = zip(x.chunk(2), y.chunk(2))
+    try: halves = [_largest_of(model, *part, seconds / 2, block).values for part in halves]
+    except _NoTime: return _no_error(found.values.item())
     return Estimate(found.values.item(), math.hypot(found.errors.item(), estimate(torch.cat(halves)).error))
 
 def _said_of(top: Estimate, settled: bool) -> str:
@@ -293,8 +300,8 @@ def _by_layer(model, x, y, seconds: float) -> dict[str, Eigenvalues]: # layer â†
         for layer, block in blocks.items():
             share = (end - time.monotonic()) / (len(blocks) - len(found))
             if share < 0:
-                raise ValueError(f'no time: {len(found)} of {len(blocks)} layers took {seconds:.0f} s; pass '
-                                 'more seconds')
+                raise _NoTime(f'no time: {len(found)} of {len(blocks)} layers took {seconds:.0f} s; pass '
+                              'more seconds')
             size = sum(parameters[i].numel() for i in block)
             found[layer] = _largest(partial(product, block=block), size, parameters[0], share)
     return found
@@ -322,8 +329,8 @@ def _quadratures(model, x, y, seconds: float) -> tuple[Tensor, Tensor]: # float6
             *_, matrix = _lanczos(product, start, _STEPS, until - time.monotonic())
             nodes, vectors = eigenpairs(*matrix)
             if len(nodes) < _LEAST and time.monotonic() > until:
-                raise ValueError(f'no time: there were {len(nodes)} products for a probe in its share of '
-                                 f'{seconds:.0f} s, and a density needs {_LEAST}; pass more seconds')
+                raise _NoTime(f'no time: there were {len(nodes)} products for a probe in its share of '
+                              f'{seconds:.0f} s, and a density needs {_LEAST}; pass more seconds')
             found.append([F.pad(part, (0, _STEPS - len(nodes))) for part in (nodes, vectors[0]**2)])
     nodes, weights = zip(*found)
     return torch.stack(nodes), torch.stack(weights)
@@ -369,11 +376,16 @@ def on_budget(
     order: Tensor,  # all sample numbers, at random [N]
     seconds: float, # its share of the time
 ) -> tuple:         # what was found of the last samples, their numbers [n], seconds that they took
-    "Call `f` with as many samples as the time carries, two at least."
-    n, left, again = 2, seconds, False
+    "Call `f` with as many samples as the time carries, two at least. It keeps fewer if more had no time."
+    n, left, again, last = 2, seconds, False, None
     while True:
         chosen, began = order[:n].sort().values, time.monotonic()
-        found, took = f(chosen), time.monotonic() - began
+        try: found = f(chosen)
+        except _NoTime:
+            if last is None: raise
+            return last
+        took = time.monotonic() - began
+        last = found, chosen, took
         before, left = len(chosen), left - took
         if before == len(order): return found, chosen, took
         n = min(len(order), 16 * before, int(before * left / max(took, 1e-9)))
