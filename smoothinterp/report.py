@@ -708,7 +708,7 @@ def smoothness(
     rows, values, spectrum = _measure_all(_Job(model, x, y, total, normalize, end), progress)
     frame, (curves, note) = pd.DataFrame(rows), _compared(study)
     error = frame.set_index('measure')['value']['error']
-    frame['standing'] = ['' if curves is None else standing(curves, r.measure, r.value, error)
+    frame['standing'] = ['' if curves is None or math.isnan(error) else standing(curves, r.measure, r.value, error)
                          for r in frame.itertuples()]
     return Report(frame, values, spectrum, index, x, y, model, study, curves, note)
 

@@ -162,6 +162,13 @@ def test_it_keeps_to_its_time_and_says_what_it_left_out(seconds):
     assert part[part['n'] < 10]['why'].str.contains('too few').all()
 
 
+def test_no_time_at_all_is_a_report_of_refusals(trained):
+    model, x, y, _ = trained
+    report = smoothness(model, x, y, seconds=0, progress=False)
+    assert set(report.frame['kind']) == {'refused'} and not any(report.frame['standing'])
+    assert 'pass more seconds' in repr(report)
+
+
 def test_samples_grow_while_there_is_time():
     def takes(seconds): return lambda i: time.sleep(seconds * len(i))
     order = torch.randperm(500)
