@@ -708,7 +708,8 @@ def smoothness(
     rows, values, spectrum = _measure_all(_Job(model, x, y, total, normalize, end), progress)
     frame, (curves, note) = pd.DataFrame(rows), _compared(study)
     error = frame.set_index('measure')['value']['error']
-    frame['standing'] = ['' if curves is None or math.isnan(error) else standing(curves, r.measure, r.value, error)
+    known = curves is not None and math.isfinite(error)
+    frame['standing'] = [standing(curves, r.measure, r.value, error) if known else ''
                          for r in frame.itertuples()]
     return Report(frame, values, spectrum, index, x, y, model, study, curves, note)
 
