@@ -35,7 +35,8 @@ setup(
     package_data={cfg["lib_path"]: ["*.mplstyle", "py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "ray", "docs", "dev", "bench")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split()
+                    for extra in ("lab", "ray", "docs", "dev", "bench", "monitor", "examples")},
     entry_points={
         "console_scripts": ["smoothinterp = smoothinterp.cli:main"],
         "papermill.engine": ["smoothinterp = smoothinterp.papermill_plugin:Engine"],

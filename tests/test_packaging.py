@@ -109,7 +109,7 @@ def test_every_extra_has_requirements():
     cfg = configparser.ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini')
     text = (ROOT/'setup.py').read_text()
-    for extra in ('lab', 'ray', 'docs', 'dev', 'bench'):
+    for extra in ('lab', 'ray', 'docs', 'dev', 'bench', 'monitor', 'examples'):
         assert cfg['DEFAULT'][f'{extra}_requirements'].split() and f'"{extra}"' in text
 
 

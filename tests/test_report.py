@@ -2,9 +2,12 @@
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,12 +16,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from smoothinterp import report as module
 from smoothinterp import smoothness
 from smoothinterp.augment import svd_paths
 from smoothinterp.bounds import layer_norms, upper_bounds
 from smoothinterp.checkpoints import load_run
 from smoothinterp.cli import main
-from smoothinterp.curvature import estimate, exact_trace, top_eigenvalues
+from smoothinterp.curvature import estimate, exact_trace, layer_eigenvalues, spectral_density, top_eigenvalues
 from smoothinterp.data import Normalize
 from smoothinterp.geodesic import sharpness_volumes
 from smoothinterp.gradients import gradient_norms
@@ -26,6 +30,7 @@ from smoothinterp.measures import cross_entropy, logit_jacobian, loss_jacobian, 
 from smoothinterp.report import (
     MEASURES,
     Measure,
+    found_rows,
     images_in,
     load_weights,
     measure,
@@ -54,12 +59,14 @@ def report(trained):
 
 
 @pytest.fixture
-def only(monkeypatch):
+def only():
     "Only these measures are taken."
+    every = dict(MEASURES)
     def keep(*names):
-        for name in [*MEASURES]:
-            if name not in names: monkeypatch.delitem(MEASURES, name)
-    return keep
+        for name in every.keys() - {*names}: del MEASURES[name]
+    yield keep
+    MEASURES.clear()
+    MEASURES.update(every)
 
 
 def mlp(d=5, classes=3, activation=nn.ReLU):
@@ -95,6 +102,38 @@ def test_numbers_of_the_network_are_those_of_direct_calls(trained, report):
     assert value['theorem2'] == pytest.approx(t.right / t.valid_left, rel=1e-4)
 
 
+def test_spectrum_is_that_of_direct_calls(trained, report):
+    model, x, y, _ = trained
+    want, rows = layer_eigenvalues(model, x, y), table(report)
+    assert report.spectrum['layers'].keys() == want.keys()
+    for layer, top in want.items(): assert report.spectrum['layers'][layer].values.item() == pytest.approx(
+        top.values.item(), rel=2e-3), layer
+    layer = max(want, key=lambda name: want[name].values.item())
+    assert rows.loc['hessian_layer_max', 'value'] == report.spectrum['layers'][layer].values.item()
+    assert f'in {layer};' in rows.loc['hessian_layer_max', 'why']
+    got = report.spectrum['density']
+    full = spectral_density(model, x, y, probes=4, steps=60, width=got.width)
+    at = torch.from_numpy(np.interp(full.grid, got.grid, got.density))
+    assert (at - full.density).abs().max() < .02 * full.density.max()
+
+
+def test_curved_directions_are_those_of_a_dense_hessian(only):
+    only('function', 'hessian_density')
+    model, x, y = mlp(activation=nn.Tanh), torch.randn(40, 5), torch.arange(40) % 3
+    report = smoothness(model, x, y, seconds=60, progress=False)
+    names, shapes = zip(*[(k, p.shape) for k, p in model.named_parameters()])
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    def loss(v):
+        parts = [p.view(s) for p, s in zip(v.split([s.numel() for s in shapes]), shapes)]
+        return nn.functional.cross_entropy(torch.func.functional_call(model, dict(zip(names, parts)), x), y)
+    eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat).double())
+    top, share = eigenvalues.abs().max(), table(report).loc['hessian_curved']
+    normal = torch.distributions.Normal(eigenvalues, .03 * top)
+    want = (1 - normal.cdf(.1 * top) + normal.cdf(-.1 * top)).mean().item()
+    assert abs(share.value - want) < 4 * share.error and share.error < .1
+    assert '4 random probes' in share.why
+
+
 def test_volumes_are_the_largest_of_geodesic(trained, report):
     model, x, y, normalize = trained
     found = sharpness_volumes(model, normalize.inverse(x).clamp(0, 1), y, normalize, partial(svd_paths, directions=2))
@@ -120,7 +159,14 @@ def test_it_keeps_to_its_time_and_says_what_it_left_out(seconds):
     assert time.monotonic() - began < seconds + 15 # a busy machine, one call that had begun
     part = report.frame[(report.frame['n'] < 1000) & (report.frame['n'] > 1)]
     assert len(part) and part['why'].str.contains('of 1,000 samples').all() and set(part['kind']) == {'estimate'}
-    assert part[part['n'] < 30]['why'].str.contains('too few').all()
+    assert part[part['n'] < 10]['why'].str.contains('too few').all()
+
+
+def test_no_time_at_all_is_a_report_of_refusals(trained):
+    model, x, y, _ = trained
+    report = smoothness(model, x, y, seconds=0, progress=False)
+    assert set(report.frame['kind']) == {'refused'} and not any(report.frame['standing'])
+    assert 'pass more seconds' in repr(report)
 
 
 def test_samples_grow_while_there_is_time():
@@ -130,6 +176,15 @@ def test_samples_grow_while_there_is_time():
     assert len(on_budget(takes(1e-5), order, 10)[1]) == 500
     assert len(on_budget(takes(.01), order, .001)[1]) == 2
     assert len(on_budget(takes(0), torch.arange(1), 1)[1]) == 1
+
+
+def test_more_samples_without_time_leave_what_fewer_gave():
+    def takes(i):
+        if len(i) > 2: raise module._NoTime('no time')
+        return 'found'
+    found, at, _ = on_budget(takes, torch.arange(9), 9)
+    assert found == 'found' and at.tolist() == [0, 1]
+    with pytest.raises(ValueError): on_budget(lambda i: takes(torch.arange(3)), torch.arange(9), 9)
 
 
 def test_what_was_found_on_a_part_is_of_these_samples(only, monkeypatch):
@@ -165,9 +220,64 @@ def test_a_measure_that_fails_is_a_row(only, monkeypatch, found, why):
 def test_a_network_with_errors_has_no_theorem_and_vectors_no_pixels():
     x, y = torch.randn(40, 5), torch.randint(3, (40,), generator=torch.Generator().manual_seed(0))
     rows = table(smoothness(mlp(activation=nn.GELU), x, y, progress=False))
-    assert 'of these labels are not' in rows.loc['theorem2', 'why']
+    assert 'labels are not' in rows.loc['theorem2', 'why']
     assert 'vectors' in rows.loc['volume_loss_jacobian', 'why']
     assert 'Hutchinson' in rows.loc['hessian_trace', 'why'] and 'GELU' in rows.loc['valid_bound', 'why']
+
+
+def test_one_missed_label_of_many_refuses_theorem_2(only, monkeypatch):
+    only('function', 'theorem2')
+    model, x = mlp(), torch.randn(400, 5)
+    with torch.no_grad(): y = model(x).argmax(1)
+    begun = []
+    monkeypatch.setitem(MEASURES, 'theorem2', replace(MEASURES['theorem2'], f=lambda *a: begun.append(a)))
+    missed = torch.randperm(400, generator=torch.Generator().manual_seed(0))[-1] # taken last
+    wrong = y.index_put((missed,), (y[missed] + 1) % 3)
+    row = table(smoothness(model, x, wrong, seconds=20, progress=False)).loc['theorem2']
+    assert '1 of 400 labels are not' in row.why and not begun
+
+
+def test_labels_are_looked_at_while_there_is_time(only, monkeypatch):
+    only('function', 'theorem2')
+    model, x = mlp(), torch.randn(1000, 5)
+    with torch.no_grad(): y = model(x).argmax(1)
+    slow = lambda *a: (time.sleep(.3), torch.ones(len(a[1])))[1]
+    monkeypatch.setattr(module, 'accuracy', slow)
+    row = table(smoothness(model, x, y, seconds=2, progress=False)).loc['theorem2']
+    assert 'of 1,000 labels are known to be fitted' in row.why
+
+
+def test_few_samples_have_no_error_bar(only):
+    only('function', 'loss_jacobian')
+    model, x = mlp(), torch.randn(30, 5)
+    with torch.no_grad(): y = model(x).argmax(1)
+    few, more = (table(smoothness(model, x[:n], y[:n], progress=False)) for n in (9, 30))
+    assert few['error'].isna().all() and few['why'].str.contains('too few samples for an error bar').all()
+    assert set(few['kind']) == {'exact'} and not any(more['why']) and more['error'].notna().all()
+    part = found_rows(MEASURES['function'], dict(error=torch.zeros(20), cross_entropy=torch.rand(20)), 20, 100)
+    assert pd.isna(part[0]['error']) and part[1]['error'] > 0 # equal values of a part
+
+
+@pytest.mark.parametrize('name', ['hessian_lambda_max', 'hessian_layers', 'hessian_density'])
+def test_the_spectrum_ends_with_its_time(name, monkeypatch):
+    "A product of half a second, and time for three."
+    product = lambda v, block=None: (time.sleep(.5), torch.arange(1., len(v) + 1) * v)[1]
+    monkeypatch.setattr(module, 'hessian_product', lambda *a: nullcontext(product))
+    model, x = mlp(), torch.randn(20, 5)
+    began, m = time.monotonic(), MEASURES[name]
+    with pytest.raises(ValueError, match='pass more seconds'): m.f(model, x, torch.zeros(20).long(), 1.5)
+    assert time.monotonic() - began < 1.5 * 1.3 + 1
+
+
+def test_the_spectrum_is_refused_where_it_has_no_second_derivative(only):
+    only('function', 'hessian_lambda_max', 'hessian_layers', 'hessian_density')
+    scripted = torch.jit.trace(mlp(), torch.randn(2, 5))
+    report = smoothness(scripted, torch.randn(20, 5), torch.zeros(20).long(), seconds=20, progress=False)
+    for row in ('hessian_lambda_max', 'hessian_layer_max', 'hessian_curved'):
+        assert table(report).loc[row, 'kind'] == 'refused' and table(report).loc[row, 'why'], row
+    assert not report.spectrum
+    said = [' '.join(text.get_text().split()) for ax in report.plot().axes for text in ax.texts]
+    assert table(report).loc['hessian_curved', 'why'] in said
 
 
 def test_images_of_unknown_normalization_have_no_pixels(only, trained):
@@ -255,7 +365,6 @@ def test_where_a_network_stands():
 
 
 def test_without_committed_results_it_says_so(only, monkeypatch):
-    from smoothinterp import report as module
     only('function', 'loss_jacobian')
     monkeypatch.setattr(module, 'results', lambda study: (_ for _ in ()).throw(FileNotFoundError('not here')))
     report = smoothness(mlp(), torch.randn(9, 5), torch.zeros(9).long(), progress=False)
