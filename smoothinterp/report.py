@@ -479,8 +479,10 @@ def _measure_all(job: _Job, progress: bool = False) -> tuple[list[dict], dict, d
     with frozen(job.model): classes = logits_of(job.model, to_model(job.model, job.x[:1])).shape[1]
     order = torch.randperm(len(job.x), generator=torch.Generator().manual_seed(0))
     todo, rows, values, others = sorted(MEASURES.values(), key=lambda m: m.cost(classes)), {}, {}, {}
+    began = time.monotonic()
     with suppress(*IMPOSSIBLE, RuntimeError): # PyTorch loads much at its first backward pass
         gradient_norms(job.model, job.x[:2], job.y[:2])
+    job.end += time.monotonic() - began # which is not counted
     with tqdm(todo, disable=not progress, leave=False, bar_format='{desc}{bar} {n_fmt}/{total_fmt}') as bar:
         for i, m in enumerate(bar):
             bar.set_description(f'{next(iter(m.rows))}, at most {max(job.left, 0):.0f} s left')
@@ -700,8 +702,8 @@ def smoothness(
     progress: bool = True,               # show a progress bar with the time left
 ) -> Report:
     """How smoothly a network fits its training data: every measure with its error bar and what it means.
-    Takes at most 1.3 times `seconds`, plus two samples of the dearest measure. `ValueError` says what to
-    pass instead of an invalid input."""
+    Takes at most 1.3 times `seconds`, plus two samples of the dearest measure and PyTorch's first backward
+    pass. `ValueError` says what to pass instead of an invalid input."""
     end = time.monotonic() + seconds
     x, y, index, total, normalize = samples(x, y, seconds / 4, normalize)
     model, x = network_of_images(model, x, y)
