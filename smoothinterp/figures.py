@@ -34,10 +34,12 @@ def styled():
     with plt.style.context('smoothinterp.paper'): yield
 
 def panels(
-    rows: int, columns: int, height: float = 1.75,
-) -> tuple[Figure, np.ndarray]: # height of a row, inches
+    rows: int, columns: int,
+    height: float = 1.75,       # of a row, inches
+    sharey: str | bool = False, # as in `plt.subplots`: 'row' for one axis of values per row
+) -> tuple[Figure, np.ndarray]:
     "A figure of a text column's width and its axes [rows, columns], lettered (a), (b), ..."
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, sharey=sharey)
     for i, ax in enumerate(axes.flat):
         if axes.size > 1: ax.set_title(f'({chr(97 + i)})')
     return fig, axes
