@@ -177,7 +177,8 @@ def families(study: str | Study) -> list[Study]: # one per family, the given stu
     of label noise and at the same noise rate."""
     study, found = find_study(study), {}
     images = lambda s: (s.data, s.n, s.size, s.noise_kind, s.noise_rate)
-    for s in [study, *(s for s in STUDIES.values() if images(s) == images(study))]: found.setdefault(s.family, s)
+    for s in (study, *STUDIES.values()):
+        if images(s) == images(study): found.setdefault(s.family, s)
     return list(found.values())
 
 
