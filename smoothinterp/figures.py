@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'panels', 'ordered', 'seed_values', 'draw_curve',
            'seeds_note', 'missing_note', 'write_notes', 'width_axis', 'thinned', 'mark_threshold', 'mark_width',
-           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'epoch_table', 'mark_columns', 'heat_map',
-           'save_figure', 'keep_figure']
+           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'epoch_table', 'name_columns',
+           'mark_columns', 'heat_map', 'save_figure', 'keep_figure']
 
 # %% ../nbs/22_figures.ipynb #figures-02
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,10 +34,12 @@ def styled():
     with plt.style.context('smoothinterp.paper'): yield
 
 def panels(
-    rows: int, columns: int, height: float = 1.75,
-) -> tuple[Figure, np.ndarray]: # height of a row, inches
+    rows: int, columns: int,
+    height: float = 1.75,       # of a row, inches
+    sharey: str | bool = False, # as in `plt.subplots`: 'row' for one axis of values per row
+) -> tuple[Figure, np.ndarray]:
     "A figure of a text column's width and its axes [rows, columns], lettered (a), (b), ..."
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, sharey=sharey)
     for i, ax in enumerate(axes.flat):
         if axes.size > 1: ax.set_title(f'({chr(97 + i)})')
     return fig, axes
@@ -194,11 +197,23 @@ def epoch_table(
     return runs.T.groupby('width').mean().T.loc[sorted(grid)]
 
 # %% ../nbs/22_figures.ipynb #figures-24n
+def name_columns(ax, columns: list, shown: int = 0) -> None: # shown: position of a column to name in any case
+    "Name the columns of a heat map, each or every n-th, as many as there is room for."
+    room = ax.get_position().width * ax.figure.get_figwidth() * 72 / 8 # 8 points per line of text
+    step = ceil(len(columns) / room)
+    ax.set_xticks(np.arange(len(columns)) + .5,
+                  [f'{w:g}' if (i - shown) % step == 0 else '' for i, w in enumerate(columns)])
+
 def mark_columns(ax, table: pd.DataFrame, at: float | None, width: float = 0) -> None: # at: threshold
     "Mark the threshold and a width in a heat map of a table with widths across."
     columns = list(table.columns)
-    if at in columns: ax.axvline(columns.index(at), ls=':', c='w')
-    if width in columns: ax.get_xticklabels()[columns.index(width)].set_color('tab:red')
+    if at in columns:
+        ax.axvline(columns.index(at), ls=':', c='w')
+        name_columns(ax, columns, columns.index(at))
+    if width in columns:
+        name_columns(ax, columns, columns.index(width))
+        ax.get_xticklabels()[columns.index(width)].set_color('tab:red')
+
 
 # %% ../nbs/22_figures.ipynb #figures-24
 def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # rows down, widths across
@@ -208,8 +223,8 @@ def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # 
                          np.ma.masked_invalid(values.to_numpy(float)),
                          norm=LogNorm() if log else None, rasterized=True)
     ax.figure.colorbar(mesh, ax=ax, label=label, pad=.02)
-    ax.set(xticks=np.arange(table.shape[1]) + .5, xticklabels=[f'{w:g}' for w in table.columns],
-           xlabel='base width $w$')
+    ax.set_xlabel('base width $w$')
+    name_columns(ax, list(table.columns))
     step = -(-len(table) // 12)
     ax.set_yticks(np.arange(len(table))[::step] + .5,
                   [f'{v:g}' if isinstance(v, (int, float)) else v for v in table.index[::step]])

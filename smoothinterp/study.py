@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAST', 'DOUBLING', 'SMALL_MLP', 'SMALL_RESNET', 'DIGITS', 'SMALL', 'ALL', 'SEEDS', 'KEPT', 'PAPER', 'WIDTHS20',
            'CONVNET_B', 'LONG', 'FIVE_K', 'TENTH', 'STUDIES', 'SOURCES', 'BUILT_IN', 'Study', 'reduced', 'find_study',
-           'defined_here', 'validate_run', 'validate_figure', 'noise_levels', 'Source', 'source', 'study_data',
-           'images', 'identity', 'network', 'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
+           'defined_here', 'validate_run', 'validate_figure', 'noise_levels', 'families', 'Source', 'source',
+           'study_data', 'images', 'identity', 'network', 'run_folder', 'run_id', 'run_of', 'train_runs', 'stacked']
 
 # %% ../nbs/17_study.ipynb #study-02
 import hashlib
@@ -165,6 +165,17 @@ def noise_levels(study: str | Study) -> list[Study]: # by increasing noise rate
     study = find_study(study)
     same = [s for s in STUDIES.values() if replace(s, name=study.name, noise_rate=study.noise_rate) == study]
     return sorted(same if study in same else [*same, study], key=lambda s: s.noise_rate)
+
+# %% ../nbs/17_study.ipynb #study-10i
+def families(study: str | Study) -> list[Study]: # one per family, the given study first
+    """A study and, for each other family of networks, the first study of the same images, of the same kind
+    of label noise and at the same noise rate."""
+    study, found = find_study(study), {}
+    images = lambda s: (s.data, s.n, s.size, s.noise_kind, s.noise_rate)
+    for s in (study, *STUDIES.values()):
+        if images(s) == images(study): found.setdefault(s.family, s)
+    return list(found.values())
+
 
 # %% ../nbs/17_study.ipynb #study-13
 class Source(NamedTuple):

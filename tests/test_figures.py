@@ -173,11 +173,22 @@ def test_heat_maps_over_epochs(drawn, stem, study):
 
 
 def test_b1(drawn):
-    errors, slopes = drawn('b1_lipschitz')[0]['b1_lipschitz'].axes
-    for noise, study in {'20%': 'digits', '10%': 'digits-noise10', '0%': 'digits-clean'}.items():
-        for split in ('test', 'train'): holds_curve(errors, f'{split}, {noise}', 'error', study=study, split=split)
-        holds_curve(slopes, f'{noise} noise', 'logit_operator', 1.25, study)
-    for ax in (errors, slopes): over_width(ax)
+    "A column per family, a color per level of noise; published curves where the family has some."
+    axes = np.reshape(drawn('b1_lipschitz')[0]['b1_lipschitz'].axes, (2, -1))
+    columns = dict(zip(('digits', 'digits-mlp', 'digits-resnet18', 'digits-resnet18-plain'), axes.T))
+    names = 'ConvNet', 'MLP', 'ResNet18', 'ResNet18,\nno batch norm'
+    for (study, (errors, slopes)), name in zip(columns.items(), names):
+        assert errors.get_title('left')[4:] == name
+        noisy = {'10%': 'digits-noise10', '15%': 'digits-noise15', '0%': 'digits-clean'} if study == 'digits' else {}
+        for noise, one in ({'20%': study} | noisy).items():
+            for split in ('test', 'train'): holds_curve(errors, f'{split}, {noise}', 'error', study=one, split=split)
+            holds_curve(slopes, f'{noise} noise', 'logit_operator', 1.25, one)
+        for ax in (errors, slopes): over_width(ax, study)
+        assert len(bands(slopes)) == 1 + len(noisy)
+        grey = [x for x in slopes.get_lines() if str(x.get_label()).startswith('published')]
+        assert len(grey) == (study != 'digits-mlp')
+    assert {ax.get_ylim() for ax in axes[0]} == {axes[0, 0].get_ylim()}
+    errors, slopes = columns['digits']
     grey = line(slopes, 'published,\npeak as high as ours') # the published peak, at 14 of a threshold of 15
     peak = grey.get_ydata().argmax()
     np.testing.assert_allclose(grey.get_xdata()[peak], 14 * 2.5 / 15)
