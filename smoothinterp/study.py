@@ -166,7 +166,7 @@ def noise_levels(study: str | Study) -> list[Study]: # by increasing noise rate
     same = [s for s in STUDIES.values() if replace(s, name=study.name, noise_rate=study.noise_rate) == study]
     return sorted(same if study in same else [*same, study], key=lambda s: s.noise_rate)
 
-# %% ../nbs/17_study.ipynb #study-10i
+# %% ../nbs/17_study.ipynb #8a8d60af
 def families(study: str | Study) -> list[Study]: # one per family, the given study first
     """A study and, for each other family of networks, the first study of the same images, of the same kind
     of label noise and at the same noise rate."""
