@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from .affine import confirm_second_derivative, curved_in, in_double
-from .batches import (Scripted, batched, confirm_independent, default_batch, frozen, logits_of,
+from .batches import (batched, confirm_independent, default_batch, frozen, logits_of,
                                   stream, to_model, twice_differentiable, validate_inputs, validated_batch,
                                   validated_model)
 from .gradients import (backwards, by_layer, confirmed_on_last, differentiable, linear_layers,
@@ -168,7 +168,7 @@ def split_like(v: Tensor, tensors: list) -> list[Tensor]: # v [P]
 def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: input of one sample [1, C, H, W]
     """`ValueError` if PyTorch's second derivative of the model by its parameters is not that of finite
     differences."""
-    if isinstance(model, Scripted):
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise ValueError('a TorchScript module has no second derivatives: pass the module that it was made '
                          'from')
     model, x = in_double(copy.deepcopy(model), x)
@@ -440,9 +440,9 @@ def spectral_density(
     model = validated_model(model)
     if min(probes, steps) < 1:
         raise ValueError(f'probes and steps must be at least 1, not {probes} and {steps}')
-    rng, like = torch.Generator().manual_seed(seed), next(model.parameters())
-    size = sum(p.numel() for p in model.parameters())
+    rng, size = torch.Generator().manual_seed(seed), sum(p.numel() for p in model.parameters())
     with hessian_product(model, x, y, **kw) as product:
+        like = next(model.parameters())
         found = [quadrature(product, random_signs((size,), rng).to(like), steps) for _ in range(probes)]
     return density_of(*map(torch.stack, zip(*found)), width)
 

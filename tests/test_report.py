@@ -1,4 +1,5 @@
 "The report says what direct calls say, keeps to its time, and has a row for what it cannot measure."
+import math
 import subprocess
 import sys
 import time
@@ -166,7 +167,7 @@ def test_no_time_at_all_is_a_report_of_refusals(trained):
     model, x, y, _ = trained
     report = smoothness(model, x, y, seconds=0, progress=False)
     assert set(report.frame['kind']) == {'refused'} and not any(report.frame['standing'])
-    assert 'pass more seconds' in repr(report)
+    assert 'pass more seconds' in repr(report) and 'inf s' not in repr(report)
 
 
 def test_samples_grow_while_there_is_time():
@@ -247,6 +248,46 @@ def test_labels_are_looked_at_while_there_is_time(only, monkeypatch):
     assert 'of 1,000 labels are known to be fitted' in row.why
 
 
+def test_groups_of_random_probes_count_by_their_samples(monkeypatch):
+    def of_inputs(model, x, y, **kw): return dict(total=x.flatten(1)[:, 0].double().expand(3, -1).mean(1))
+    monkeypatch.setattr(module, 'hutchinson_trace', of_inputs)
+    x = torch.zeros(11, 1, 1, 5)
+    x[10] = 11
+    found = module._trace(nn.Sequential(nn.Flatten(), mlp(activation=nn.Tanh)), x, torch.zeros(11).long())
+    assert found['hessian_trace'].value == pytest.approx(1)
+
+
+def test_a_network_that_is_certain_has_no_curvature(only):
+    only('function', 'loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layers', 'hessian_density',
+         'theorem2')
+    model = nn.Linear(5, 3, bias=False)
+    model.weight.data.copy_(1000 * torch.eye(3, 5))
+    report = smoothness(model, torch.eye(3, 5).repeat(5, 1), torch.arange(15) % 3, progress=False)
+    rows = table(report)
+    for row in ('loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layer_max', 'hessian_curved'):
+        assert rows.loc[row, 'value'] == 0
+    assert 'the Hessian is zero' in rows.loc['hessian_curved', 'why']
+    assert 'no loss changes with its input' in rows.loc['theorem2', 'why']
+    report.plot()
+
+
+def test_layers_of_a_network_of_vectors_have_its_names(only):
+    only('function', 'hessian_layers')
+    report = smoothness(mlp(), torch.randn(20, 5), torch.arange(20) % 3, progress=False)
+    assert [*report.spectrum['layers']] == ['model.0', 'model.2']
+
+
+@pytest.mark.parametrize('x', [torch.rand(12, 5), torch.rand(12, 3, 8, 8)])
+@pytest.mark.parametrize('freeze', [False, True])
+def test_a_scripted_network_has_no_curvature(only, x, freeze):
+    only('function', 'loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layers', 'hessian_density')
+    script = torch.jit.script(nn.Sequential(nn.Flatten(), mlp(x[0].numel())).eval())
+    rows = table(smoothness(torch.jit.freeze(script) if freeze else script, x, torch.arange(12) % 3,
+                            progress=False))
+    assert rows.loc['loss_jacobian', 'kind'] == 'exact'
+    assert rows.loc[[*rows.index[3:]], 'why'].str.contains('TorchScript module').all()
+
+
 def test_few_samples_have_no_error_bar(only):
     only('function', 'loss_jacobian')
     model, x = mlp(), torch.randn(30, 5)
@@ -302,6 +343,24 @@ def test_tensors_loaders_and_data_sets_give_the_same(only, trained):
         assert torch.equal(other.index, torch.arange(N))
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_items_of_a_shuffled_loader_are_known(only, workers):
+    only('function')
+    x, y = torch.rand(25, 5), torch.arange(25) % 3
+    report = smoothness(mlp(), DataLoader(TensorDataset(x, y), 4, shuffle=True, drop_last=True,
+                                          num_workers=workers), progress=False)
+    assert len(report.index) == 24 and report.frame['why'][0] == 'on 24 of 25 samples'
+    assert torch.equal(report.x.flatten(1), x[report.index]) and torch.equal(report.y, y[report.index])
+
+
+def test_all_of_a_subset_is_exact(only):
+    only('function')
+    part = torch.utils.data.Subset(TensorDataset(torch.rand(25, 5), torch.arange(25) % 3), range(12))
+    for data in (part, DataLoader(part, 5)):
+        frame = smoothness(mlp(), data, progress=False).frame
+        assert set(frame['kind']) == {'exact'} and set(frame['n']) == {12}
+
+
 def test_a_data_set_that_is_read_in_part_is_an_estimate(only):
     class Slow(torch.utils.data.Dataset):
         def __len__(self): return 1000
@@ -336,7 +395,12 @@ MISTAKES = {
     'integers': (lambda m, x, y: (m, x.flatten(1).long(), y), r'x.float\(\)'),
     'too few labels': (lambda m, x, y: (m, x, y[:5]), 'one per sample'),
     'a path': (lambda m, x, y: (m, Path('x')), 'must be a tensor'),
-    'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0')}
+    'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0'),
+    'an empty set': (lambda m, x, y: (m, TensorDataset(x[:0], y[:0])), 'the data set is empty'),
+    'an empty loader': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y), 999, drop_last=True)), 'drop_last'),
+    'inputs alone': (lambda m, x, y: (m, TensorDataset(x)), 'inputs without labels'),
+    'labels twice': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y)), y), 'leave y out'),
+    'a function to normalize': (lambda m, x, y: (m, x, y, 9, lambda x: x), r'pass Normalize\(mean, std\)')}
 
 
 class Out(nn.Module):
@@ -391,6 +455,14 @@ def test_the_sharpest_are_mostly_wrong_labels(only):
     assert titles == [f'label {y}' for y in data.y[at[:5]].tolist()] # it fits all
 
 
+def test_the_sharpest_are_among_the_measured(only, monkeypatch):
+    only('function')
+    report = smoothness(mlp(), torch.rand(20, 5), torch.arange(20) % 3, progress=False)
+    report.values['part'] = torch.tensor([math.nan, 3, math.nan, 5] + [math.nan] * 16)
+    assert report.sharpest(16, 'part').tolist() == [3, 1]
+    with pytest.raises(ValueError, match='these have: error, cross_entropy'): report.sharpest(3, 'theorem2')
+
+
 def test_a_page_is_one_file(report, tmp_path):
     page = report.save(tmp_path/'report.html').read_text()
     assert page.count('src="data:image/png;base64,') == page.count('src=') == 2
@@ -429,7 +501,13 @@ def folder(tmp_path_factory, trained):
         'def build():\n'
         "    model, data = load_run('digits', 2.5, initial=True)\n"
         '    return model, data.normalize\n'
-        'def other(): return nn.Linear(3, 2)\n')
+        'def other(): return nn.Linear(3, 2)\n'
+        'def width(w): return nn.Linear(3, w)\n'
+        'def three(): return other(), None, 3\n'
+        'def numbers(): return other(), (.5, .5)\n'
+        'def nothing(): pass\n')
+    (at/'empty.pt').touch()
+    (at/'text.pt').write_text('no weights')
     save_file(model.state_dict(), at/'w.safetensors')
     torch.save(model.state_dict(), at/'w.pt')
     torch.save(dict(state_dict=model.state_dict(), epoch=3), at/'checkpoint.pt')
@@ -473,6 +551,12 @@ def test_images_and_transforms_give_the_inputs(folder, trained):
     ('--model mynet:build --weights whole.pt --data images', 'save model.state_dict()'),
     ('--model mynet:other --weights w.pt --data images', 'not a state dict of this network'),
     ('--model mynet:build --weights none.pt --data images', 'no file none.pt'),
+    ('--model mynet:build --weights empty.pt --data images', 'save model.state_dict()'),
+    ('--model mynet:build --weights text.pt --data images', 'save model.state_dict()'),
+    ('--model mynet:width --data images', "positional argument: 'w'"),
+    ('--model mynet:three --data images', 'must return a torch.nn.Module'),
+    ('--model mynet:numbers --data images', 'a function of images'),
+    ('--model mynet:nothing --weights w.pt --data images', 'it returns None'),
     ('--model mynet --data images', 'module:function'),
     ('--model nonet:build --data images', 'nonet'),
     ('--model mynet:build --data nowhere', 'no folder nowhere'),
