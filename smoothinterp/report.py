@@ -240,13 +240,17 @@ MEASURES |= {
         lambda C: 250., images=True, caveat='at most 4 SVD paths per sample')}
 
 # %% ../nbs/25_report.ipynb #report-17
+def _at_random(n: int, parts: int) -> tuple: # of sample numbers
+    "Numbers of n samples in random parts of one size, give or take one: data sets are often sorted by class."
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0)).tensor_split(min(parts, n))
+
 def _trace(model, x, y):
     try: return dict(hessian_trace=exact_trace(model, x, y)['total'])
     except NoClosedForm: pass
-    groups = [*zip(x.tensor_split(n := min(10, len(x))), y.tensor_split(n))]
-    means = torch.stack([hutchinson_trace(model, *part, draws=3, seed=i)['total'].mean()
-                         for i, part in enumerate(groups)])
-    mean = (means @ torch.tensor([len(part) for _, part in groups]).double() / len(x)).item()
+    groups = _at_random(len(x), 10)
+    means = torch.stack([hutchinson_trace(model, x[at], y[at], draws=3, seed=i)['total'].mean()
+                         for i, at in enumerate(groups)])
+    mean = (means @ torch.tensor([*map(len, groups)]).double() / len(x)).item()
     return dict(hessian_trace=Estimate(mean, estimate(means).error), caveat='random probes (Hutchinson)')
 
 def _theorem2(model, x, y):
@@ -297,10 +301,10 @@ def _largest_of(model, x, y, seconds: float, block: list[int] | None = None) -> 
         return _largest(partial(product, block=block), size, parameters[0], end - time.monotonic())
 
 def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, block=None) -> Estimate:
-    "A largest eigenvalue, and its error if there is time for two halves of the samples. `took`: the whole."
+    "A largest eigenvalue, and its error if there is time for two random halves. `took`: for the whole."
     if len(x) < FEWEST or seconds < 2 * took: return _no_error(found.values.item())
-    halves = zip(x.chunk(2), y.chunk(2))
-    try: halves = [_largest_of(model, *part, seconds / 2, block).values for part in halves]
+    try: halves = [_largest_of(model, x[at], y[at], seconds / 2, block).values
+                   for at in _at_random(len(x), 2)]
     except _NoTime: return _no_error(found.values.item())
     return Estimate(found.values.item(), math.hypot(found.errors.item(), estimate(torch.cat(halves)).error))
 

@@ -257,6 +257,18 @@ def test_groups_of_random_probes_count_by_their_samples(monkeypatch):
     assert found['hessian_trace'].value == pytest.approx(1)
 
 
+def test_error_bars_of_the_spectrum_are_those_of_mixed_classes(only):
+    only('function', 'hessian_lambda_max', 'hessian_layers')
+    torch.manual_seed(0)
+    y = torch.arange(200) // 100 # sorted by class, as the images of a folder
+    x, model = torch.randn(200, 5) * (1 + 3 * y[:, None]), nn.Linear(5, 2)
+    rows = table(smoothness(model, x, y, progress=False))
+    resampled = [top_eigenvalues(nn.Sequential(nn.Flatten(), model), x[i, None, None], y[i], 1).values.item()
+                 for i in torch.randint(200, (20, 200))]
+    for row in ('hessian_lambda_max', 'hessian_layer_max'):
+        assert 0 < rows.loc[row, 'error'] < 3 * torch.tensor(resampled).std()
+
+
 def test_a_network_that_is_certain_has_no_curvature(only):
     only('function', 'loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layers', 'hessian_density',
          'theorem2')
