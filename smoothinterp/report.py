@@ -56,8 +56,8 @@ from .theorem2 import check_theorem2, ratio
 # %% ../nbs/25_report.ipynb #report-05
 def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H, W] or [N, D]
     "Inputs as the network takes them. `ValueError` for bytes, pixels in 0..255, channels last, other shapes."
-    try: x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError):
+    try: x = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, LookupError, RuntimeError):
         raise ValueError(f'x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
                          f'{type(x).__name__}: pass torch.tensor(...)') from None
     if len(shape := list(x.shape)) not in (2, 4):
@@ -139,7 +139,8 @@ def samples(x, y, seconds: float, normalize: Normalize | None) -> tuple: # x, y,
     if y is None and (isinstance(x, Tensor) or hasattr(x, '__array__')):
         raise ValueError('labels are missing: pass y, integers [N], or a data set of pairs (input, label)')
     if y is None:
-        if not hasattr(x, '__getitem__') and not hasattr(x, '__iter__'): _network_inputs(x)
+        items = hasattr(x, '__getitem__') and hasattr(x, '__len__') and not isinstance(x, (dict, str))
+        if not items and not isinstance(x, (DataLoader, IterableDataset)): _network_inputs(x)
         data = x.dataset if isinstance(x, DataLoader) else x
         x, y, index = _read_pairs(x, seconds)
         return x, y, index, len(data) if hasattr(data, '__len__') else len(y), _pixels_by(x, normalize)

@@ -407,6 +407,9 @@ MISTAKES = {
     'integers': (lambda m, x, y: (m, x.flatten(1).long(), y), r'x.float\(\)'),
     'too few labels': (lambda m, x, y: (m, x, y[:5]), 'one per sample'),
     'a path': (lambda m, x, y: (m, Path('x')), 'must be a tensor'),
+    'a generator': (lambda m, x, y: (m, (pair for pair in zip(x, y))), 'not a generator'),
+    'a dictionary': (lambda m, x, y: (m, dict(x=x, y=y)), 'not a dict'),
+    'a table': (lambda m, x, y: (m, pd.DataFrame(x.flatten(1)), y), 'not a DataFrame'),
     'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0'),
     'an empty set': (lambda m, x, y: (m, TensorDataset(x[:0], y[:0])), 'the data set is empty'),
     'an empty loader': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y), 999, drop_last=True)), 'drop_last'),
@@ -473,6 +476,14 @@ def test_the_sharpest_are_among_the_measured(only, monkeypatch):
     report.values['part'] = torch.tensor([math.nan, 3, math.nan, 5] + [math.nan] * 16)
     assert report.sharpest(16, 'part').tolist() == [3, 1]
     with pytest.raises(ValueError, match='these have: error, cross_entropy'): report.sharpest(3, 'theorem2')
+
+
+def test_inputs_with_a_history_are_shown(only, tmp_path):
+    only('function', 'loss_jacobian')
+    x = torch.rand(9, 3, 8, 8, requires_grad=True)
+    model = nn.Sequential(nn.Flatten(), mlp(192))
+    smoothness(model, x, torch.arange(9) % 3, progress=False).save(tmp_path/'report.html')
+    assert x.grad is None
 
 
 def test_a_page_is_one_file(report, tmp_path):
