@@ -290,7 +290,7 @@ def _largest(product, size: int, like: Tensor, seconds: float) -> Eigenvalues: #
                   'seconds')
 
 def _settled(found: Eigenvalues, tolerance: float = 1e-3) -> bool: # relative
-    return bool((found.errors <= tolerance * found.values.abs()).all())
+    return bool((found.residuals <= tolerance * found.values.abs()).all())
 
 # %% ../nbs/25_report.ipynb #report-17k
 def _largest_of(model, x, y, seconds: float, block: list[int] | None = None) -> Eigenvalues:
@@ -307,7 +307,7 @@ def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, b
     try: halves = [_largest_of(model, x[at], y[at], seconds / 2, block).values
                    for at in _at_random(len(x), 2)]
     except _NoTime: return _no_error(found.values.item())
-    return Estimate(found.values.item(), math.hypot(found.errors.item(), estimate(torch.cat(halves)).error))
+    return Estimate(found.values.item(), math.hypot(found.residuals.item(), estimate(torch.cat(halves)).error))
 
 def _said_of(top: Estimate, settled: bool) -> str:
     "How a largest eigenvalue was found."

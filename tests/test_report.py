@@ -118,6 +118,16 @@ def test_spectrum_is_that_of_direct_calls(trained, report):
     assert (at - full.density).abs().max() < .02 * full.density.max()
 
 
+@pytest.mark.parametrize('close', [1.003, 1.02, 1.1])
+def test_a_largest_eigenvalue_with_another_close_by(close):
+    "The first products mix the two, with a small residual and a large gap to what is known of the others."
+    for seed in range(20):
+        rest = torch.rand(98, generator=torch.Generator().manual_seed(seed)) * .01
+        values = torch.cat([torch.tensor([close, 1.]), rest])
+        found = module._largest(lambda v: values * v, 100, values, 9.)
+        assert abs(found.values.item() - close) < 2e-3 * close
+
+
 def test_curved_directions_are_those_of_a_dense_hessian(only):
     only('function', 'hessian_density')
     model, x, y = mlp(activation=nn.Tanh), torch.randn(40, 5), torch.arange(40) % 3
