@@ -307,7 +307,8 @@ def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, b
     try: halves = [_largest_of(model, x[at], y[at], seconds / 2, block).values
                    for at in _at_random(len(x), 2)]
     except _NoTime: return _no_error(found.values.item())
-    return Estimate(found.values.item(), math.hypot(found.residuals.item(), estimate(torch.cat(halves)).error))
+    error = math.hypot(found.residuals.item(), estimate(torch.cat(halves)).error)
+    return Estimate(found.values.item(), error)
 
 def _said_of(top: Estimate, settled: bool) -> str:
     "How a largest eigenvalue was found."
