@@ -22,7 +22,7 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from .core import atomic, digest, load_frame, save_frame
+from .core import DamagedFile, atomic, digest, load_frame, save_frame
 from .figures import WIDTH, styled
 from .report import MEASURES, found_rows, network_of_images, samples
 from .results import IMPOSSIBLE
@@ -84,8 +84,11 @@ class Monitor:
         samples: int = 256,            # samples to measure, drawn once
         path: str | Path | None = None # *.parquet file to keep the frame in, and to go on from
     ):
-        if not (isinstance(every, int) and every > 0):
-            raise ValueError(f'every must be a number of epochs from 1, not {every!r}')
+        for name, n, what in ('every', every, 'epochs'), ('samples', samples, 'samples'):
+            if not (isinstance(n, int) and n > 0):
+                raise ValueError(f'{name} must be a number of {what} from 1, not {n!r}')
+        if path and Path(path).suffix != '.parquet':
+            raise ValueError(f'the path must end in .parquet, such as {Path(path).stem}.parquet, not {path}')
         with same_random_numbers(): self.x, self.y = fixed_subset(x, y, samples)
         self.every, self.path, self.begun = every, Path(path) if path else None, False
         self.rows = self._kept() if path and self.path.exists() else []
@@ -128,7 +131,10 @@ class Monitor:
         if self.path: save_frame(self.path, self.frame, samples=self._key())
 
     def _kept(self):
-        frame, meta = load_frame(self.path)
+        try: frame, meta = load_frame(self.path)
+        except DamagedFile:
+            raise ValueError(f'{self.path} is damaged, or was not written by a Monitor: delete it, or pass '
+                             'another path') from None
         if meta.get('samples') != self._key():
             raise ValueError(f'{self.path} was recorded on other samples (or with random augmentation): '
                              'pass the same samples without augmentation, or another path')

@@ -16,6 +16,7 @@ import math
 import pickle
 import textwrap
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/25_report.ipynb #report-02b
@@ -55,8 +56,8 @@ from .theorem2 import check_theorem2, ratio
 # %% ../nbs/25_report.ipynb #report-05
 def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H, W] or [N, D]
     "Inputs as the network takes them. `ValueError` for bytes, pixels in 0..255, channels last, other shapes."
-    try: x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError):
+    try: x = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, LookupError, RuntimeError):
         raise ValueError(f'x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
                          f'{type(x).__name__}: pass torch.tensor(...)') from None
     if len(shape := list(x.shape)) not in (2, 4):
@@ -76,30 +77,45 @@ def _in_bytes(x: Tensor) -> bool:
     return bool(x.numel()) and 100 < x.max() <= 255 and x.min() >= 0 and torch.equal(x, x.round())
 
 # %% ../nbs/25_report.ipynb #report-07
+def _in_known_order(data) -> tuple[DataLoader, list | None]: # numbers of the items read; of a stream: None
+    "A DataLoader of a data set in a random order, or of the batches of a DataLoader, and the items' numbers."
+    if isinstance(data, IterableDataset): return DataLoader(data, 64), None
+    if not isinstance(data, DataLoader):
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+        return DataLoader(data, 64, sampler=order), order
+    if isinstance(data.dataset, IterableDataset) or data.batch_sampler is None: return data, None
+    order = []
+    def batches():
+        for batch in data.batch_sampler:
+            order.extend(batch)
+            yield batch
+    return DataLoader(data.dataset, batch_sampler=batches(), collate_fn=data.collate_fn,
+                      num_workers=data.num_workers, worker_init_fn=data.worker_init_fn), order
+
 def _read_pairs(data, seconds: float) -> tuple[Tensor, Tensor, Tensor]: # x [n, ...], labels [n], index [n]
     "Samples of a DataLoader or data set of pairs, as many as are read in time. `ValueError` for other items."
-    order, xs, ys, end = None, [], [], time.monotonic() + seconds
-    if not isinstance(data, DataLoader):
-        if not isinstance(data, IterableDataset):
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        data = DataLoader(data, 64, sampler=None if order is None else order.tolist())
+    (loader, order), xs, ys, end = _in_known_order(data), [], [], time.monotonic() + seconds
     try:
-        for item in data:
+        for item in loader:
             x, y = _a_pair(item)
             xs, ys = [*xs, _network_inputs(x)], [*ys, class_labels(y)]
             if time.monotonic() > end: break
+        if not xs:
+            raise ValueError('there are no samples: the data set is empty, or smaller than one batch of a '
+                             'DataLoader with drop_last=True')
         x, y = torch.cat(xs), torch.cat(ys)
     except (TypeError, RuntimeError) as e:
         raise ValueError('the data set must give pairs (input, label) of tensors of one size, such as with '
                          f'transform=ToTensor() ({str(e).splitlines()[0]})') from None
-    index = torch.arange(len(y)) if order is None else order[:len(y)]
+    index = torch.arange(len(y)) if order is None else torch.tensor(order[:len(y)])
     return x[index.argsort()], y[index.argsort()], index.sort().values
 
 def _a_pair(item) -> tuple: # inputs, labels
     "A batch of a data set. `ValueError` unless it is a pair."
     if isinstance(item, (tuple, list)) and len(item) == 2: return tuple(item)
+    many = isinstance(item, (tuple, list)) and len(item) > 1
     what = f'dictionaries with {", ".join(map(str, item))}' if isinstance(item, dict) else (
-        f'{len(item)} things' if isinstance(item, (tuple, list)) else 'inputs without labels')
+        f'{len(item)} things' if many else 'inputs without labels')
     raise ValueError(f'the data set gives {what}: pass one that gives pairs (input, label)')
 
 # %% ../nbs/25_report.ipynb #report-07c
@@ -114,12 +130,18 @@ def _pixels_by(x: Tensor, normalize: Normalize | None) -> Normalize | None: # No
 
 def samples(x, y, seconds: float, normalize: Normalize | None) -> tuple: # x, y, index, total N, normalize
     "What is to be measured. `ValueError` says what to pass instead of an invalid input."
+    if not isinstance(normalize, Normalize | None):
+        raise ValueError('normalize must be a smoothinterp.data.Normalize, not a '
+                         f'{type(normalize).__name__}: pass Normalize(mean, std)')
     if isinstance(x, Data): x, y, normalize = x.inputs(x.x), x.y, x.normalize
+    if y is not None and isinstance(x, (DataLoader, Dataset)):
+        raise ValueError(f'a {type(x).__name__} gives pairs (input, label): leave y out')
     if y is None and (isinstance(x, Tensor) or hasattr(x, '__array__')):
         raise ValueError('labels are missing: pass y, integers [N], or a data set of pairs (input, label)')
     if y is None:
-        if not hasattr(x, '__getitem__') and not hasattr(x, '__iter__'): _network_inputs(x)
-        data = getattr(x, 'dataset', x)
+        items = hasattr(x, '__getitem__') and hasattr(x, '__len__') and not isinstance(x, (dict, str))
+        if not items and not isinstance(x, (DataLoader, IterableDataset)): _network_inputs(x)
+        data = x.dataset if isinstance(x, DataLoader) else x
         x, y, index = _read_pairs(x, seconds)
         return x, y, index, len(data) if hasattr(data, '__len__') else len(y), _pixels_by(x, normalize)
     x, y = _network_inputs(x), class_labels(y)
@@ -129,7 +151,8 @@ def samples(x, y, seconds: float, normalize: Normalize | None) -> tuple: # x, y,
 def network_of_images(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, Tensor]:
     "The model and its inputs `[N, C, H, W]`. `ValueError` unless its logits are `[N, classes]` and fit y."
     model = validated_model(model)
-    if x.ndim == 2: model, x = nn.Sequential(nn.Flatten(), model), x[:, None, None]
+    if x.ndim == 2:
+        model, x = nn.Sequential(OrderedDict(flatten=nn.Flatten(), model=model)), x[:, None, None]
     validate_inputs(x, y)
     with frozen(model): logits_of(model, to_model(model, x[:2]), y)
     return model, x
@@ -218,18 +241,25 @@ MEASURES |= {
         lambda C: 250., images=True, caveat='at most 4 SVD paths per sample')}
 
 # %% ../nbs/25_report.ipynb #report-17
+def _at_random(n: int, parts: int) -> tuple: # of sample numbers
+    "Numbers of n samples in random parts of one size, give or take one: data sets are often sorted by class."
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0)).tensor_split(min(parts, n))
+
 def _trace(model, x, y):
     try: return dict(hessian_trace=exact_trace(model, x, y)['total'])
     except NoClosedForm: pass
-    groups = enumerate(zip(x.chunk(10), y.chunk(10)))
-    means = [hutchinson_trace(model, *part, draws=3, seed=i)['total'].mean() for i, part in groups]
-    return dict(hessian_trace=estimate(torch.stack(means)), caveat='random probes (Hutchinson)')
+    groups = _at_random(len(x), 10)
+    means = torch.stack([hutchinson_trace(model, x[at], y[at], draws=3, seed=i)['total'].mean()
+                         for i, at in enumerate(groups)])
+    mean = (means @ torch.tensor([*map(len, groups)]).double() / len(x)).item()
+    return dict(hessian_trace=Estimate(mean, estimate(means).error), caveat='random probes (Hutchinson)')
 
 def _theorem2(model, x, y):
     t = check_theorem2(model, x, y)
+    if not t.grad_x: raise ValueError('no loss changes with its input: the theorem says 0 is at most 0')
     if not t.valid_left: raise ValueError(f'{t.layer} is given a patch of zeros: the theorem says nothing')
-    value = ratio(t.right, t.valid_left)
-    return dict(theorem2=Estimate(value, value * t.trace.error / t.trace.value),
+    error = 2 * t.loss_max * t.trace.error
+    return dict(theorem2=Estimate(ratio(t.right, t.valid_left), ratio(error, t.valid_left)),
                 caveat='' if closed_form_layers(model, x) else 'random probes (Hutchinson)')
 
 def _paper_bound(model, x, y): return dict(product_bound=_no_error(layer_norms(model, x)['operator'].prod()))
@@ -272,12 +302,13 @@ def _largest_of(model, x, y, seconds: float, block: list[int] | None = None) -> 
         return _largest(partial(product, block=block), size, parameters[0], end - time.monotonic())
 
 def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, block=None) -> Estimate:
-    "A largest eigenvalue, and its error if there is time for two halves of the samples. `took`: the whole."
+    "A largest eigenvalue, and its error if there is time for two random halves. `took`: for the whole."
     if len(x) < FEWEST or seconds < 2 * took: return _no_error(found.values.item())
-    halves = zip(x.chunk(2), y.chunk(2))
-    try: halves = [_largest_of(model, *part, seconds / 2, block).values for part in halves]
+    try: halves = [_largest_of(model, x[at], y[at], seconds / 2, block).values
+                   for at in _at_random(len(x), 2)]
     except _NoTime: return _no_error(found.values.item())
-    return Estimate(found.values.item(), math.hypot(found.errors.item(), estimate(torch.cat(halves)).error))
+    error = math.hypot(found.errors.item(), estimate(torch.cat(halves)).error)
+    return Estimate(found.values.item(), error)
 
 def _said_of(top: Estimate, settled: bool) -> str:
     "How a largest eigenvalue was found."
@@ -320,9 +351,10 @@ _PROBES, _STEPS, _LEAST = 4, 16, 8 # random probes, products per probe, and the 
 
 def _quadratures(model, x, y, seconds: float) -> tuple[Tensor, Tensor]: # float64 [probes, steps] each
     "Lanczos' nodes and weights for each probe. `ValueError` if there is no time for 8 products of each."
-    end, like, found = time.monotonic() + seconds, next(model.parameters()), []
+    end, found = time.monotonic() + seconds, []
     size, rng = sum(p.numel() for p in model.parameters()), torch.Generator().manual_seed(0)
     with hessian_product(model, x, y) as product:
+        like = next(model.parameters())
         for i in range(_PROBES):
             until = time.monotonic() + (end - time.monotonic()) / (_PROBES - i)
             start = random_signs((size,), rng).to(like)
@@ -338,6 +370,7 @@ def _quadratures(model, x, y, seconds: float) -> tuple[Tensor, Tensor]: # float6
 def _density(model, x, y, seconds):
     nodes, weights = _quadratures(model, x, y, seconds)
     top, products = nodes.abs().max(), (weights > 0).sum(1).min()
+    if not top: return dict(hessian_curved=_no_error(0), caveat='the Hessian is zero at these samples')
     below = lambda bound: (1 + torch.erf((bound - nodes) / (.03 * top * 2**.5))) / 2 # of each Gaussian
     curved = 1 - (weights * (below(.1 * top) - below(-.1 * top))).sum(1)
     return dict(hessian_curved=estimate(curved), density=density_of(nodes, weights, .03 * top.item()),
@@ -447,8 +480,8 @@ class _Job:
                              'needs pixels: pass normalize=Normalize(mean, std) that gives these inputs')
         needs = 2 * m.cost(classes) * self.pace
         if m.cost(classes) and (self.left < 0 or math.isfinite(needs) and needs > self.left):
-            raise ValueError(f'no time: {max(self.left, 0):.0f} s are left and two samples take about '
-                             f'{needs:.0f} s; pass more seconds')
+            takes = f' and two samples take about {needs:.0f} s' if math.isfinite(needs) else ''
+            raise ValueError(f'no time: {max(self.left, 0):.0f} s are left{takes}; pass more seconds')
 
 # %% ../nbs/25_report.ipynb #report-25b
 def _labels_fitted(job: _Job, order: Tensor, seconds: float) -> str: # a caveat, empty if all were looked at
@@ -676,9 +709,12 @@ class Report:
         "Distributions over samples, the place on a study's curves, and the spectrum of the Hessian."
         return _picture_of(self)
 
-    def sharpest(self, k: int = 16, row: str = 'loss_jacobian') -> Tensor: # [k], numbers of samples
-        "The samples with the largest values of a measure, largest first."
-        return self.values[row].nan_to_num(-math.inf).topk(min(k, len(self.y))).indices
+    def sharpest(self, k: int = 16, row: str = 'loss_jacobian') -> Tensor: # [k] or fewer, numbers of samples
+        "Of the samples that were measured, those with the largest values, largest first."
+        if row not in self.values:
+            raise ValueError(f'{row} has no values of single samples; these have: {", ".join(self.values)}')
+        values = self.values[row]
+        return values.nan_to_num(-math.inf).topk(min(k, int(values.isfinite().sum()))).indices
 
     def show_sharpest(self, k: int = 16, row: str = 'loss_jacobian') -> Figure:
         "Images of the samples with the largest values, each with its label and what is predicted."
@@ -744,10 +780,14 @@ def built(spec: str) -> tuple: # 'module:function' to the network, and a Normali
     "Network that a function of a module returns, and what makes its inputs. `ValueError` if it is not there."
     module, _, name = spec.partition(':')
     try: made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, ValueError) as e:
+    except (ImportError, AttributeError, TypeError, ValueError) as e:
         raise ValueError(f'--model must be module:function, such as mynet:build, that returns the network; '
                          f'{spec} gives {type(e).__name__}: {e}') from None
-    return made if isinstance(made, tuple) else (made, None)
+    model, how = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module) or not (how is None or callable(how)):
+        raise ValueError(f'{spec} must return a torch.nn.Module, or it and a Normalize or a function of '
+                         f'images; it returns {made!r:.80}')
+    return model, how
 
 def load_weights(model: nn.Module, path: Path) -> None:
     "Load a state dict, by safetensors or `torch.load(weights_only=True)`. `ValueError` if it does not fit."
@@ -756,7 +796,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = (load_file(path) if Path(path).suffix == '.safetensors'
                  else torch.load(path, map_location='cpu', weights_only=True))
         model.load_state_dict(state.get('state_dict', state))
-    except (pickle.UnpicklingError, SafetensorError, AttributeError, RuntimeError, TypeError) as e:
+    except (pickle.UnpicklingError, SafetensorError, AttributeError, EOFError, LookupError, RuntimeError,
+            TypeError) as e:
         raise ValueError(f'{path} is not a state dict of this network (save model.state_dict() by '
                          f'safetensors or torch.save): {" ".join(str(e).split())[:200]}') from None
 

@@ -13,6 +13,7 @@ from smoothinterp.curvature import (
     exact_trace,
     hessian_product,
     hutchinson_trace,
+    lanczos,
     layer_blocks,
     layer_eigenvalues,
     quadrature,
@@ -129,3 +130,14 @@ def test_layer_eigenvalues_are_those_of_curvlinops_blocks(digits_net):
         H = curvlinops.HessianLinearOperator(net, loss, [parameters[i] for i in blocks[layer]], [(x, y)])
         want = torch.linalg.eigvalsh(H @ torch.eye(H.shape[1]).double()).flip(0)[:2]
         torch.testing.assert_close(found.values, want, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize('gap', [.1, .01, .001])
+def test_an_eigenvalue_lies_within_the_error_even_if_two_are_close(gap):
+    "An error that takes the gap to what is found so far for the gap to all others is too small here."
+    values = torch.cat([torch.linspace(0, .5, 200), torch.tensor([1, 1 + gap])]).double()
+    for seed in range(20):
+        start = torch.randn(len(values), generator=torch.Generator().manual_seed(seed)).double()
+        found = lanczos(lambda v: values * v, start, tolerance=1e-3)
+        nearest = (values - found.values).abs().min()
+        assert nearest <= found.errors and found.errors <= 1e-3 * found.values

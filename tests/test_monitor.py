@@ -150,7 +150,9 @@ def test_a_file_of_other_samples_or_a_damaged_one_is_refused(xy, tmp_path):
     Monitor(*xy, path=path).record(convnet(), 0)
     with pytest.raises(ValueError, match='other samples'): Monitor(*xy, samples=9, path=path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match='damaged'): Monitor(*xy, path=path)
+    with pytest.raises(ValueError, match='damaged.*: delete it, or pass another path$'): Monitor(*xy, path=path)
+    for other in (tmp_path, tmp_path/'m.png'): # its picture is written there
+        with pytest.raises(ValueError, match=r'must end in \.parquet'): Monitor(*xy, path=other)
 
 
 def test_a_killed_write_leaves_the_file_before(xy, tmp_path, monkeypatch):
@@ -183,6 +185,9 @@ def test_what_is_wrong_is_said_at_once(xy):
         def __iter__(self): return iter(zip(x, y))
     with pytest.raises(ValueError, match='no fixed subset'): Monitor(Stream())
     with pytest.raises(ValueError, match='labels are missing'): Monitor(x)
+    for n in (0, -1, 2.5):
+        with pytest.raises(ValueError, match='number of samples from 1'): Monitor(x, y, samples=n)
+    with pytest.raises(ValueError, match='leave y out'): Monitor(DataLoader(TensorDataset(x, y)), y)
     with pytest.raises(ValueError, match='dictionaries'): Monitor([dict(pixels=x[0], label=1)])
     with pytest.raises(ValueError, match='must lie in 0..9'): Monitor(x, y + 5).record(convnet(), 0)
 

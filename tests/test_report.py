@@ -1,4 +1,5 @@
 "The report says what direct calls say, keeps to its time, and has a row for what it cannot measure."
+import math
 import subprocess
 import sys
 import time
@@ -117,6 +118,16 @@ def test_spectrum_is_that_of_direct_calls(trained, report):
     assert (at - full.density).abs().max() < .02 * full.density.max()
 
 
+@pytest.mark.parametrize('close', [1.003, 1.02, 1.1])
+def test_a_largest_eigenvalue_with_another_close_by(close):
+    "The first products mix the two, with a small residual and a large gap to what is known of the others."
+    for seed in range(20):
+        rest = torch.rand(98, generator=torch.Generator().manual_seed(seed)) * .01
+        values = torch.cat([torch.tensor([close, 1.]), rest])
+        found = module._largest(values.mul, 100, values, 9.)
+        assert abs(found.values.item() - close) < 2e-3 * close
+
+
 def test_curved_directions_are_those_of_a_dense_hessian(only):
     only('function', 'hessian_density')
     model, x, y = mlp(activation=nn.Tanh), torch.randn(40, 5), torch.arange(40) % 3
@@ -166,7 +177,7 @@ def test_no_time_at_all_is_a_report_of_refusals(trained):
     model, x, y, _ = trained
     report = smoothness(model, x, y, seconds=0, progress=False)
     assert set(report.frame['kind']) == {'refused'} and not any(report.frame['standing'])
-    assert 'pass more seconds' in repr(report)
+    assert 'pass more seconds' in repr(report) and 'inf s' not in repr(report)
 
 
 def test_samples_grow_while_there_is_time():
@@ -247,6 +258,58 @@ def test_labels_are_looked_at_while_there_is_time(only, monkeypatch):
     assert 'of 1,000 labels are known to be fitted' in row.why
 
 
+def test_groups_of_random_probes_count_by_their_samples(monkeypatch):
+    def of_inputs(model, x, y, **kw): return dict(total=x.flatten(1)[:, 0].double().expand(3, -1).mean(1))
+    monkeypatch.setattr(module, 'hutchinson_trace', of_inputs)
+    x = torch.zeros(11, 1, 1, 5)
+    x[10] = 11
+    found = module._trace(nn.Sequential(nn.Flatten(), mlp(activation=nn.Tanh)), x, torch.zeros(11).long())
+    assert found['hessian_trace'].value == pytest.approx(1)
+
+
+def test_error_bars_of_the_spectrum_are_those_of_mixed_classes(only):
+    only('function', 'hessian_lambda_max', 'hessian_layers')
+    torch.manual_seed(0)
+    y = torch.arange(200) // 100 # sorted by class, as the images of a folder
+    x, model = torch.randn(200, 5) * (1 + 3 * y[:, None]), nn.Linear(5, 2)
+    rows = table(smoothness(model, x, y, progress=False))
+    resampled = [top_eigenvalues(nn.Sequential(nn.Flatten(), model), x[i, None, None], y[i], 1).values.item()
+                 for i in torch.randint(200, (20, 200))]
+    for row in ('hessian_lambda_max', 'hessian_layer_max'):
+        assert 0 < rows.loc[row, 'error'] < 3 * torch.tensor(resampled).std()
+
+
+def test_a_network_that_is_certain_has_no_curvature(only):
+    only('function', 'loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layers', 'hessian_density',
+         'theorem2')
+    model = nn.Linear(5, 3, bias=False)
+    model.weight.data.copy_(1000 * torch.eye(3, 5))
+    report = smoothness(model, torch.eye(3, 5).repeat(5, 1), torch.arange(15) % 3, progress=False)
+    rows = table(report)
+    for row in ('loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layer_max', 'hessian_curved'):
+        assert rows.loc[row, 'value'] == 0
+    assert 'the Hessian is zero' in rows.loc['hessian_curved', 'why']
+    assert 'no loss changes with its input' in rows.loc['theorem2', 'why']
+    report.plot()
+
+
+def test_layers_of_a_network_of_vectors_have_its_names(only):
+    only('function', 'hessian_layers')
+    report = smoothness(mlp(), torch.randn(20, 5), torch.arange(20) % 3, progress=False)
+    assert [*report.spectrum['layers']] == ['model.0', 'model.2']
+
+
+@pytest.mark.parametrize('x', [torch.rand(12, 5), torch.rand(12, 3, 8, 8)])
+@pytest.mark.parametrize('freeze', [False, True])
+def test_a_scripted_network_has_no_curvature(only, x, freeze):
+    only('function', 'loss_jacobian', 'hessian_trace', 'hessian_lambda_max', 'hessian_layers', 'hessian_density')
+    script = torch.jit.script(nn.Sequential(nn.Flatten(), mlp(x[0].numel())).eval())
+    rows = table(smoothness(torch.jit.freeze(script) if freeze else script, x, torch.arange(12) % 3,
+                            progress=False))
+    assert rows.loc['loss_jacobian', 'kind'] == 'exact'
+    assert rows.loc[[*rows.index[3:]], 'why'].str.contains('TorchScript module').all()
+
+
 def test_few_samples_have_no_error_bar(only):
     only('function', 'loss_jacobian')
     model, x = mlp(), torch.randn(30, 5)
@@ -302,6 +365,24 @@ def test_tensors_loaders_and_data_sets_give_the_same(only, trained):
         assert torch.equal(other.index, torch.arange(N))
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_items_of_a_shuffled_loader_are_known(only, workers):
+    only('function')
+    x, y = torch.rand(25, 5), torch.arange(25) % 3
+    report = smoothness(mlp(), DataLoader(TensorDataset(x, y), 4, shuffle=True, drop_last=True,
+                                          num_workers=workers), progress=False)
+    assert len(report.index) == 24 and report.frame['why'][0] == 'on 24 of 25 samples'
+    assert torch.equal(report.x.flatten(1), x[report.index]) and torch.equal(report.y, y[report.index])
+
+
+def test_all_of_a_subset_is_exact(only):
+    only('function')
+    part = torch.utils.data.Subset(TensorDataset(torch.rand(25, 5), torch.arange(25) % 3), range(12))
+    for data in (part, DataLoader(part, 5)):
+        frame = smoothness(mlp(), data, progress=False).frame
+        assert set(frame['kind']) == {'exact'} and set(frame['n']) == {12}
+
+
 def test_a_data_set_that_is_read_in_part_is_an_estimate(only):
     class Slow(torch.utils.data.Dataset):
         def __len__(self): return 1000
@@ -336,7 +417,15 @@ MISTAKES = {
     'integers': (lambda m, x, y: (m, x.flatten(1).long(), y), r'x.float\(\)'),
     'too few labels': (lambda m, x, y: (m, x, y[:5]), 'one per sample'),
     'a path': (lambda m, x, y: (m, Path('x')), 'must be a tensor'),
-    'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0')}
+    'a generator': (lambda m, x, y: (m, (pair for pair in zip(x, y))), 'not a generator'),
+    'a dictionary': (lambda m, x, y: (m, dict(x=x, y=y)), 'not a dict'),
+    'a table': (lambda m, x, y: (m, pd.DataFrame(x.flatten(1)), y), 'not a DataFrame'),
+    'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0'),
+    'an empty set': (lambda m, x, y: (m, TensorDataset(x[:0], y[:0])), 'the data set is empty'),
+    'an empty loader': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y), 999, drop_last=True)), 'drop_last'),
+    'inputs alone': (lambda m, x, y: (m, TensorDataset(x)), 'inputs without labels'),
+    'labels twice': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y)), y), 'leave y out'),
+    'a function to normalize': (lambda m, x, y: (m, x, y, 9, lambda x: x), r'pass Normalize\(mean, std\)')}
 
 
 class Out(nn.Module):
@@ -391,6 +480,22 @@ def test_the_sharpest_are_mostly_wrong_labels(only):
     assert titles == [f'label {y}' for y in data.y[at[:5]].tolist()] # it fits all
 
 
+def test_the_sharpest_are_among_the_measured(only, monkeypatch):
+    only('function')
+    report = smoothness(mlp(), torch.rand(20, 5), torch.arange(20) % 3, progress=False)
+    report.values['part'] = torch.tensor([math.nan, 3, math.nan, 5] + [math.nan] * 16)
+    assert report.sharpest(16, 'part').tolist() == [3, 1]
+    with pytest.raises(ValueError, match='these have: error, cross_entropy'): report.sharpest(3, 'theorem2')
+
+
+def test_inputs_with_a_history_are_shown(only, tmp_path):
+    only('function', 'loss_jacobian')
+    x = torch.rand(9, 3, 8, 8, requires_grad=True)
+    model = nn.Sequential(nn.Flatten(), mlp(192))
+    smoothness(model, x, torch.arange(9) % 3, progress=False).save(tmp_path/'report.html')
+    assert x.grad is None
+
+
 def test_a_page_is_one_file(report, tmp_path):
     page = report.save(tmp_path/'report.html').read_text()
     assert page.count('src="data:image/png;base64,') == page.count('src=') == 2
@@ -429,7 +534,13 @@ def folder(tmp_path_factory, trained):
         'def build():\n'
         "    model, data = load_run('digits', 2.5, initial=True)\n"
         '    return model, data.normalize\n'
-        'def other(): return nn.Linear(3, 2)\n')
+        'def other(): return nn.Linear(3, 2)\n'
+        'def width(w): return nn.Linear(3, w)\n'
+        'def three(): return other(), None, 3\n'
+        'def numbers(): return other(), (.5, .5)\n'
+        'def nothing(): pass\n')
+    (at/'empty.pt').touch()
+    (at/'text.pt').write_text('no weights')
     save_file(model.state_dict(), at/'w.safetensors')
     torch.save(model.state_dict(), at/'w.pt')
     torch.save(dict(state_dict=model.state_dict(), epoch=3), at/'checkpoint.pt')
@@ -473,6 +584,12 @@ def test_images_and_transforms_give_the_inputs(folder, trained):
     ('--model mynet:build --weights whole.pt --data images', 'save model.state_dict()'),
     ('--model mynet:other --weights w.pt --data images', 'not a state dict of this network'),
     ('--model mynet:build --weights none.pt --data images', 'no file none.pt'),
+    ('--model mynet:build --weights empty.pt --data images', 'save model.state_dict()'),
+    ('--model mynet:build --weights text.pt --data images', 'save model.state_dict()'),
+    ('--model mynet:width --data images', "positional argument: 'w'"),
+    ('--model mynet:three --data images', 'must return a torch.nn.Module'),
+    ('--model mynet:numbers --data images', 'a function of images'),
+    ('--model mynet:nothing --weights w.pt --data images', 'it returns None'),
     ('--model mynet --data images', 'module:function'),
     ('--model nonet:build --data images', 'nonet'),
     ('--model mynet:build --data nowhere', 'no folder nowhere'),
