@@ -111,7 +111,7 @@ def exact_trace(
     **kw,               # batch, progress
 ) -> dict[str, Tensor]: # layer → float64 [N], and `total`
     """Trace of each sample's loss Hessian, exact. `NoClosedForm`, a ValueError, for other than piecewise
-    linear networks. Cost: 7 train steps."""
+    linear networks. Cost: 8.6 train steps measured at base width 8, 7.7 at 32."""
     model = validated_model(model)
     validate_inputs(x, y)
     return _exact_trace(model, x, y, layers=linear_layers(model, x), **kw)
@@ -137,7 +137,8 @@ def drawn_trace(
     seed: int = 0,      # of the signs
     **kw,               # batch, progress
 ) -> dict[str, Tensor]: # layer → float64 [N], and `total`
-    "Unbiased one-draw estimate of `exact_trace` for each sample. Cost: 1.5 train steps."
+    """Unbiased one-draw estimate of `exact_trace` for each sample. Cost: that of `gradient_norms`, measured
+    as 2.5 train steps at base width 8 and 1.5 at 32."""
     model = validated_model(model)
     validate_inputs(x, y)
     with frozen(model): classes = logits_of(model, to_model(model, x[:1])).shape[1]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'panels', 'ordered', 'seed_values', 'draw_curve',
            'seeds_note', 'missing_note', 'write_notes', 'width_axis', 'thinned', 'mark_threshold', 'mark_width',
-           'over_width', 'volume_curves', 'sharpness_panels', 'over_epoch', 'epoch_table', 'name_columns',
-           'mark_columns', 'heat_map', 'save_figure', 'keep_figure']
+           'over_width', 'volume_curves', 'sharpness_panels', 'carried_forward', 'over_epoch', 'epoch_table',
+           'name_columns', 'mark_columns', 'heat_map', 'save_figure', 'keep_figure']
 
 # %% ../nbs/22_figures.ipynb #figures-02
 from contextlib import contextmanager
@@ -81,12 +81,14 @@ def seed_values(
 def draw_curve(
     ax, rows: pd.DataFrame, color, label: str | None = None, x: str = 'width', **style,
 ) -> None: # rows: of `seed_values`
-    "Mean over seeds, and a band from the lowest to the highest."
+    """Mean over seeds, and a band from the lowest to the highest. On a logarithmic axis, which must be set
+    before, the band leaves out values of `x` where the lowest is not positive."""
     by = rows.groupby(x)['value']
     mean = by.mean()
     ax.plot(mean.index, mean, **dict(color=color, label=label, marker='.') | style)
     if rows['seed'].nunique() > 1:
-        ax.fill_between(mean.index, by.min(), by.max(), color=color, alpha=.15, lw=0)
+        shown = (by.min() > 0) | (ax.get_yscale() != 'log')
+        ax.fill_between(mean.index, by.min(), by.max(), shown, color=color, alpha=.15, lw=0)
 
 # %% ../nbs/22_figures.ipynb #figures-10e
 def seeds_note(df: pd.DataFrame) -> str:
@@ -173,13 +175,24 @@ def _test_accuracy(ax, df):
     rows = seed_values(df, 'error', split='test', subset='all').eval('value = 1 - value')
     draw_curve(ax, rows, '.5', 'test images', ls='--', marker='')
 
+# %% ../nbs/22_figures.ipynb #figures-20a
+def carried_forward(
+    rows: pd.DataFrame, # of `seed_values`
+) -> pd.DataFrame:      # epochs down, (width, seed) across
+    "Values of each run at the epochs of the longest one. A run that ended keeps its last value."
+    longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
+    grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
+    runs = rows.pivot_table(index='epoch', columns=['width', 'seed'], values='value').ffill()
+    return runs.loc[sorted(grid)]
+
 # %% ../nbs/22_figures.ipynb #figures-20
 def over_epoch(
     ax, df: pd.DataFrame, measure: str, widths, column: str = 'mean', **where,
 ) -> None: # df: tidy, of `over_epochs`
-    "A curve for each of some widths over the epochs."
+    "A curve for each of some widths over its epochs. A run that ended keeps its last value."
     for w, color in ordered(widths, 'plasma').items():
-        rows = seed_values(df[df['width'] == w], measure, column, **where).dropna()
+        runs = carried_forward(seed_values(df[df['width'] == w], measure, column, **where).dropna())
+        rows = runs.unstack().rename('value').dropna().reset_index()
         draw_curve(ax, rows, color, f'{w:g}', x='epoch', marker='')
     ax.set(xscale='symlog', xlabel='epoch')
     ax.xaxis.set_minor_formatter(NullFormatter())
@@ -190,11 +203,7 @@ def epoch_table(
 ) -> pd.DataFrame: # epochs down, widths across
     """Mean over seeds of a measure by width, at the epochs of the longest run. A run that ended keeps its
     last value."""
-    rows = seed_values(df, measure, column, **where)
-    longest = rows.loc[rows['epoch'].idxmax(), ['width', 'seed']]
-    grid = rows[(rows['width'] == longest['width']) & (rows['seed'] == longest['seed'])]['epoch']
-    runs = rows.pivot_table(index='epoch', columns=['width', 'seed'], values='value').ffill()
-    return runs.T.groupby('width').mean().T.loc[sorted(grid)]
+    return carried_forward(seed_values(df, measure, column, **where)).T.groupby('width').mean().T
 
 # %% ../nbs/22_figures.ipynb #figures-24n
 def name_columns(ax, columns: list, shown: int = 0) -> None: # shown: position of a column to name in any case

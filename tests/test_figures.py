@@ -204,6 +204,10 @@ def test_b2(drawn):
     curve = line(slopes, '2.5')
     np.testing.assert_allclose(curve.get_ydata()[0], 1.25 * np.mean([
         value('logit_operator', 2.5, s, 2.5, epoch=curve.get_xdata()[0]) for s in range(3)]))
+    ends = on_the_way('digits').query('measure == "logit_operator" and width == 2.5').groupby('seed')['epoch'].max()
+    assert ends.nunique() == 3 # a seed that ended keeps its last value
+    np.testing.assert_allclose(curve.get_ydata()[-1], 1.25 * np.mean([
+        value('logit_operator', 2.5, s, 2.5, epoch=e) for s, e in ends.items()]))
 
 
 LINES = { # label → (measure, factor of its column, split)
