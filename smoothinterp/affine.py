@@ -133,8 +133,8 @@ def confirm_second_derivative(
     settled = fine.norm() > visible and (coarse - fine).norm() < .05 * fine.norm()
     if settled and (fine - product).norm() > .2 * torch.maximum(fine.norm(), product.norm()):
         raise ValueError('the second derivative that PyTorch computes is not that of finite differences: a '
-                         'custom autograd function '
-                         'in the model has no complete double backward pass')
+                         'custom autograd function in the model has no complete double backward '
+                         'pass, or the point lies on a kink')
 
 # %% ../nbs/07_affine.ipynb #affine-19a
 def in_double(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:

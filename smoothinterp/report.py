@@ -374,7 +374,7 @@ def _density(model, x, y, seconds):
     below = lambda bound: (1 + torch.erf((bound - nodes) / (.03 * top * 2**.5))) / 2 # of each Gaussian
     curved = 1 - (weights * (below(.1 * top) - below(-.1 * top))).sum(1)
     return dict(hessian_curved=estimate(curved), density=density_of(nodes, weights, .03 * top.item()),
-                caveat=f'error bar over {_PROBES} random probes of {products} products')
+                caveat=f'{_PROBES} random probes of {products} products')
 
 # %% ../nbs/25_report.ipynb #report-18
 MEASURES |= {
@@ -740,6 +740,8 @@ def smoothness(
     """How smoothly a network fits its training data: every measure with its error bar and what it means.
     Takes at most 1.3 times `seconds`, plus two samples of the dearest measure and PyTorch's first backward
     pass. `ValueError` says what to pass instead of an invalid input."""
+    if not (isinstance(seconds, (int, float)) and seconds >= 0):
+        raise ValueError(f'seconds must be a number from 0, not {seconds!r}')
     end = time.monotonic() + seconds
     x, y, index, total, normalize = samples(x, y, seconds / 4, normalize)
     model, x = network_of_images(model, x, y)

@@ -180,6 +180,12 @@ def test_no_time_at_all_is_a_report_of_refusals(trained):
     assert 'pass more seconds' in repr(report) and 'inf s' not in repr(report)
 
 
+@pytest.mark.parametrize('seconds', ['5', -1, None, float('nan')])
+def test_seconds_are_a_number(trained, seconds):
+    model, x, y, _ = trained
+    with pytest.raises(ValueError, match='seconds must be a number from 0'): smoothness(model, x, y, seconds=seconds)
+
+
 def test_samples_grow_while_there_is_time():
     def takes(seconds): return lambda i: time.sleep(seconds * len(i))
     order = torch.randperm(500)
