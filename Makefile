@@ -15,7 +15,7 @@ fig2: .venv/installed
 
 # Notebooks under test see an empty folder of runs, and so only networks that are committed; tests/conftest.py does the same.
 NOTEBOOKS = SMOOTHINTERP_RUNS=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2 --do_print
-PYTEST := $(BIN)/python -m pytest -q tests
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 test slow avx2 gpu docs: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 test: .venv/installed

@@ -564,7 +564,7 @@ def shell(folder, *words):
 
 
 def test_a_shell_prints_the_table_and_writes_the_page(folder, trained):
-    done = shell(folder, '--model', 'mynet:build', '--weights', 'w.safetensors', '--data', 'images', '--seconds', '99',
+    done = shell(folder, '--model', 'mynet:build', '--weights', 'w.safetensors', '--data', 'images', '--seconds', '20',
                  '--save', 'report.html')
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith('cross_entropy'))
