@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'IMPOSSIBLE', 'GROUPS', 'MEASURES_VERSION', 'FITS', 'tidy', 'number', 'train_subsets', 'TrainedNetwork',
            'sharpness_around', 'measure_network', 'quick_measures', 'kept_rows', 'checkpoints_of', 'measured',
-           'measure_run', 'results', 'over_epochs', 'missing_widths', 'runs_of', 'committed_runs', 'threshold',
-           'publish', 'measured_again']
+           'kept_parts', 'measure_run', 'results', 'over_epochs', 'missing_widths', 'runs_of', 'committed_runs',
+           'threshold', 'publish', 'measured_again']
 
 # %% ../nbs/19_results.ipynb #results-02
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,14 +23,15 @@ from .augment import svd_paths
 from .bounds import distance_from_init, layer_norms, upper_bounds
 from .checkpoints import (committed, committed_folder, file_digest, fingerprint, in_a_clone,
                                       load_run, manifest)
-from .core import atomic_folder, clone, load_frame, load_tensors, save_frame, write_json
+from .core import (atomic_folder, clone, load_frame, load_tensors, read_json, save_frame,
+                               write_json)
 from .curvature import (closed_form_layers, exact_trace, hutchinson_trace, smallest_eigenvalue,
                                     top_eigenvalues)
 from .data import Data, random_probe, to_pixels
 from .geodesic import sharpness_volumes
 from .gradients import gradient_norms
 from .measures import accuracy, cross_entropy, logit_jacobian, loss_jacobian
-from .runs import validate_config, checkpoint_path, only_one, provenance
+from .runs import checkpoint_path, flat, only_one, provenance, validate_config
 from .study import Study, find_study, run_folder, run_id
 from .theorem2 import first_layer, layerwise
 
@@ -216,14 +217,20 @@ GROUPS = dict(error=_errors, sharpness=sharpness_around, logit_jacobian=_slopes,
               product_bound=_product_bounds, valid_bound=_valid_bound, distance=_distances,
               theorem2=_theorem2_pieces)
 
+def _measure_group(trained, name): # rows of a tidy frame; the reason if the group is impossible
+    try: return GROUPS[name](trained), ''
+    except IMPOSSIBLE as e: return [], f'{type(e).__name__}: {e}'
+
 def measure_network(
     trained: TrainedNetwork,
+    once: Callable = lambda name, compute: compute(), # see `kept_parts`
 ) -> tuple[list[dict], dict[str, str]]: # rows of a tidy frame; from a left-out group to the reason
     "Compute every measure of a network. Impossible measures are left out, with the reason."
     rows, left_out = [], {}
-    for name, group in GROUPS.items():
-        try: rows += group(trained)
-        except IMPOSSIBLE as e: left_out[name] = f'{type(e).__name__}: {e}'
+    for name in GROUPS:
+        found, reason = once(name, partial(_measure_group, trained, name))
+        rows += found
+        if reason: left_out[name] = reason
     return rows, left_out
 
 # %% ../nbs/19_results.ipynb #results-32
@@ -279,6 +286,25 @@ def measured(
     validate_config(path, meta['config'], _definition(study) | dict(width=float(width), seed=seed))
     return df if meta.get('measures') == MEASURES_VERSION else None
 
+# %% ../nbs/19_results.ipynb #results-34p
+_PARTS = 'measuring' # folder inside a run's folder
+
+def kept_parts(
+    folder: Path,                   # of the stored parts
+    depends_on: dict,               # everything a part depends on, as JSON
+    report: Callable[[str], None] = lambda name: None, # is told the name of each part that is computed
+) -> Callable:                      # once(name, compute): the stored part, or the result of `compute()`
+    """Store each result under its name, as JSON, so that it is computed once. A part stored for other
+    dependencies is computed again."""
+    def once(name, compute):
+        file = folder/f'{name}.json'
+        if file.exists() and (stored := read_json(file))['depends_on'] == depends_on: return stored['part']
+        report(name)
+        part = compute()
+        write_json(file, dict(depends_on=depends_on, part=part))
+        return part
+    return once
+
 # %% ../nbs/19_results.ipynb #results-34a
 def measure_run(
     study: Study,
@@ -286,27 +312,34 @@ def measure_run(
     seed: int,
     force: bool = False,                 # measure again if it was measured before
     device: str | torch.device = 'cpu',  # where to compute
+    report: Callable[[str], None] = lambda name: None, # is told the name of each group of measures
 ) -> pd.DataFrame:                       # tidy
-    """Measure a trained run, unless it was measured before, and save its tidy frames.
-    `FileNotFoundError` if it is not trained."""
+    """Measure a trained run, unless it was measured before, and save its tidy frames. What an
+    interrupted call finished is not computed again. `FileNotFoundError` if the run is not trained."""
     if not force and (done := measured(study, width, seed)) is not None: return done
     folder = run_folder(study, width, seed)
     if not (folder/'run.json').exists():
         raise FileNotFoundError(f'{folder} is not trained. Train it: '
                                 f'smoothinterp sweep {study.name} --widths {width:g} --seeds {seed}')
-    with only_one(folder): return _measure(study, width, seed, folder, device)
+    with only_one(folder):
+        if force: shutil.rmtree(folder/_PARTS, ignore_errors=True)
+        return _measure(study, width, seed, folder, device, report)
 
 # %% ../nbs/19_results.ipynb #results-34aa
-def _measure(study, width, seed, folder, device):
+def _measure(study, width, seed, folder, device, report):
     (model, data), kept = load_run(study, width, seed), checkpoints_of(folder)
     trained = TrainedNetwork(model.to(device), load_tensors(kept[0])[0], data, study.points, study.directions)
-    rows, left_out = measure_network(trained)
-    way = _history_rows(load_frame(folder/'history.parquet')[0], data) + kept_rows(trained, kept)
     own = dict(width=float(width), seed=seed)
-    made = dict(measures=MEASURES_VERSION, left_out=left_out, device=_device_name(device)) | provenance()
+    made = dict(config=_definition(study) | own, measures=MEASURES_VERSION,
+                device=_device_name(device)) | provenance()
+    once = kept_parts(folder/_PARTS, flat(made | dict(weights=file_digest(kept[max(kept)]))), report)
+    rows, left_out = measure_network(trained, once)
+    way = (_history_rows(load_frame(folder/'history.parquet')[0], data)
+           + once('epochs', partial(kept_rows, trained, kept)))
     for name, found in dict(epochs=way, results=[dict(epoch=max(kept)) | row for row in rows]).items():
         df = pd.DataFrame(found).assign(study=study.name, **own)[COLUMNS]
-        save_frame(folder/f'{name}.parquet', df, config=_definition(study) | own, **made)
+        save_frame(folder/f'{name}.parquet', df, left_out=left_out, **made)
+    shutil.rmtree(folder/_PARTS)
     return df
 
 def _device_name(device: str | torch.device) -> str:

@@ -75,8 +75,8 @@ def _carry_out(study: Study, task: list[tuple], train: bool, device: str, notify
         notify((*run, f'epoch {epoch}', .9 * epoch / study.recipe.epochs, images(study)))
     done = train_runs(study, task, device, report) if train else []
     for i, (width, seed) in enumerate(task):
-        notify((width, seed, 'measuring', .9, 0))
-        measure_run(study, width, seed, not train, device)
+        measure_run(study, width, seed, not train, device,
+                    report=lambda group: notify((width, seed, f'measuring {group}', .9, 0)))
         notify((width, seed, _ending(done[i]) if train else 'measured', 1, 0))
 
 def _ending(done):

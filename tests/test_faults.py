@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 
 from smoothinterp.checkpoints import load_run
-from smoothinterp.core import DamagedFile, load_frame, load_tensors
-from smoothinterp.results import measure_run, results
+from smoothinterp.core import DamagedFile, load_frame, load_tensors, save_tensors
+from smoothinterp.results import GROUPS, measure_run, results
 from smoothinterp.runs import checkpoint_path
 from smoothinterp.study import STUDIES, run_folder, train_runs
 
@@ -109,6 +110,36 @@ def test_a_partial_write_of_our_own_is_not_read(trained):
     before = results(STUDY, [1])
     (trained/'results.parquet').unlink()
     assert measure_run(STUDY, 1, 0).equals(before)
+
+
+def interrupted(trained, width, seed=0):
+    "Measure a run anew as far as the bounds. Gives the names of the parts that are then stored."
+    (trained/'results.parquet').unlink()
+    with patch.dict(GROUPS, product_bound=Mock(side_effect=KeyboardInterrupt)):
+        with pytest.raises(KeyboardInterrupt): measure_run(STUDY, width, seed)
+    return {p.stem for p in (trained/'measuring').iterdir()}
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_bits(trained):
+    before = {n: load_frame(trained/f'{n}.parquet')[0] for n in ('results', 'epochs')}
+    stored, computed = interrupted(trained, 1), []
+    assert len(stored) == 8 and 'sharpness' in stored
+    measure_run(STUDY, 1, 0, report=computed.append)
+    assert computed == [n for n in [*GROUPS, 'epochs'] if n not in stored]
+    assert all(load_frame(trained/f'{n}.parquet')[0].equals(df) for n, df in before.items())
+    assert not (trained/'measuring').exists()
+
+
+@pytest.mark.parametrize('force', [False, True])
+def test_parts_of_other_weights_and_forced_ones_are_computed_again(trained, force):
+    interrupted(trained, 1)
+    if not force:
+        weights, meta = load_tensors(checkpoint_path(trained, 12))
+        changed = {k: v + .01 for k, v in weights.items()}
+        save_tensors(checkpoint_path(trained, 12), changed, **meta)
+    computed = []
+    measure_run(STUDY, 1, 0, force, report=computed.append)
+    assert computed == [*GROUPS, 'epochs']
 
 
 def test_two_processes_do_not_train_the_same_run(runs):
