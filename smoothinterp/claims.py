@@ -67,7 +67,7 @@ def claims_table(rows: list[dict] | pd.DataFrame) -> ClaimsTable:
     "Format claims for reading, numbers with three significant digits."
     df = pd.DataFrame(rows)
     short = lambda v: '' if v is None or pd.isna(v) else f'{v:.3g}'
-    told = [f'{short(n)} ({short(a)} to {short(b)})' if s else ''
+    told = [f'{short(n)} ({short(a)} to {short(b)})' if s > 1 else f'{short(n)} (one run)' if s else ''
             for n, a, b, s in zip(df['number'], df['lowest'], df['highest'], df['seeds'])]
     df = df.assign(**{'mean (range over seeds)': told}, needs=df['bound'].map('at least {:g}'.format))
     shown = ['figure', 'claim', 'quantity', 'mean (range over seeds)', 'needs', 'holds']

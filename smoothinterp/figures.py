@@ -126,11 +126,11 @@ def thinned(widths: list, ratio: float = 1.6) -> list: # part of `widths`
 # %% ../nbs/22_figures.ipynb #figures-12c
 def mark_threshold(ax, df: pd.DataFrame) -> None: # df: tidy
     "A dotted line at the interpolation threshold, if the networks reach it."
-    if (at := threshold(df)) is not None: ax.axvline(at, ls=':', c='k', lw=1, zorder=0)
+    if (at := threshold(df)) is not None: ax.axvline(at, ls=':', c='k', lw=1, zorder=1)
 
 def mark_width(ax, width: float, df: pd.DataFrame) -> None:
     "A red line at a chosen width, if it is in the frame. 0 = no width."
-    if width and width in set(df['width']): ax.axvline(width, c='tab:red', lw=.8, alpha=.6, zorder=0)
+    if width and width in set(df['width']): ax.axvline(width, c='tab:red', lw=.8, alpha=.6, zorder=1)
 
 def over_width(
     ax, df: pd.DataFrame, curves: dict[str, tuple], width: float = 0, **style,

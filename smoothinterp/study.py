@@ -75,7 +75,7 @@ SMALL = [DIGITS,
     replace(DIGITS, name='digits-resnet18-plain', family='resnet18-plain', # without batch normalization
             widths=(1, 2, 3, 4, 6, 8, 12), points=500,
             recipe=replace(SMALL_RESNET, lr=.02, warmup_from=.004)),
-    replace(DIGITS, name='digits-vit', family='vit', widths=(6, 12, 18, 24, 36, 48), seeds=(0,), points=250,
+    replace(DIGITS, name='digits-vit', family='vit', widths=(6, 12, 18, 24, 36, 48), points=250,
             recipe=SMALL_VIT), # patches of 2 x 2
     Study('cifar10-small', 'cifar10', (1, 2, 4, 6, 8, 12, 16, 24), (0, 1, 2), replace(FAST, epochs=80),
           n=4000, size=16, points=500)]
