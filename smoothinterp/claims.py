@@ -98,7 +98,7 @@ def rank_correlation(a: pd.Series, b: pd.Series) -> float:
     "Spearman's rank correlation over the widths that both curves have."
     return a.corr(b, method='spearman')
 
-# %% ../nbs/24_claims.ipynb #claims-13
+# %% ../nbs/24_claims.ipynb #claims-12a
 SHARE = 'as a share of the test images'
 
 def _over(df, measure, subset='all', volume=0, split='train', column='mean'):
@@ -119,6 +119,7 @@ def _descends_again(figure, name, rows, unit, at_least):
     return claim(figure, f'{name} makes a second descent', f'size of the second descent, {unit}',
                  per_seed(rows, second_descent), at_least)
 
+# %% ../nbs/24_claims.ipynb #claims-13
 def sharpness_claims(
     df: pd.DataFrame,     # tidy: results of one study
     figure: str = 'fig2', # named in the table

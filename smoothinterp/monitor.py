@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'PANELS', 'COLUMNS', 'drawn', 'fixed_subset', 'same_random_numbers', 'rows_at', 'rows_without',
-           'recorded_rows', 'draw_epochs', 'epochs_figure', 'Monitor', 'due_or_last', 'lightning_callback', 'Logits',
-           'trainer_callback']
+           'recorded_rows', 'draw_epochs', 'epochs_figure', 'Recording', 'Monitor', 'due_or_last', 'lightning_callback',
+           'Logits', 'trainer_callback']
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-02
 import math
@@ -109,46 +109,17 @@ def epochs_figure(frame: pd.DataFrame) -> Figure: # frame of a monitor
     return fig
 
 
-# %% ../nbs/28_monitor.ipynb #28_monitor-14
-def _validate(every, samples, path):
-    for name, n, what in ('every', every, 'epochs'), ('samples', samples, 'samples'):
-        if not (isinstance(n, int) and n > 0):
-            raise ValueError(f'{name} must be a number of {what} from 1, not {n!r}')
-    if path and Path(path).suffix != '.parquet':
-        raise ValueError(f'the path must end in .parquet, such as {Path(path).stem}.parquet, not {path}')
+# %% ../nbs/28_monitor.ipynb #28_monitor-13k
+class Recording:
+    "Rows of one training, kept in a file if there is a path."
+    def __init__(self, path: Path | None, key: str): # key: checksum of the samples that are measured
+        self.path, self.key = path, key
+        self.rows = recorded_rows(path, key) if path and path.exists() else []
 
-class Monitor:
-    "Smoothness of a network at a fixed subset of its training data, recorded while it trains."
-    def __init__(self,
-        x,                             # inputs [N, C, H, W] or [N, D], a DataLoader or a data set of pairs
-        y=None,                        # labels, integers [N], unless they are part of x
-        every: int = 1,                # epochs between two measurements
-        samples: int = 256,            # samples to measure, drawn once
-        path: str | Path | None = None # *.parquet file to keep the frame in, and to go on from
-    ):
-        _validate(every, samples, path)
-        with same_random_numbers(): self.x, self.y = fixed_subset(x, y, samples)
-        self.every, self.path, self.begun = every, Path(path) if path else None, False
-        self.key = digest(dict(x=self.x, y=self.y), {})
-        self.rows = recorded_rows(self.path, self.key) if path and self.path.exists() else []
-
-    def __call__(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
-        "Measure the network if its epoch is a multiple of `every`."
-        if epoch % self.every == 0: self.record(model, epoch)
-
-    def record(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
-        "Measure the network now. The first time, `ValueError` if it can't be measured. Later, a warning."
-        earlier = [row for row in self.rows if row['epoch'] < epoch]
-        try:
-            with same_random_numbers(): new = rows_at(model, self.x, self.y, epoch)
-        except (*IMPOSSIBLE, RuntimeError) as e:
-            self._complain(epoch, e)
-            new = rows_without(e, epoch)
-        self.rows = earlier + new
-        try:
-            if self.path: save_frame(self.path, self.frame, samples=self.key)
-        except OSError as e: self._complain(epoch, e)
-        self.begun = True
+    def keep(self, new: list[dict], epoch: float) -> None:
+        "Add the rows of an epoch in place of those at it or later, and write the file."
+        self.rows = [row for row in self.rows if row['epoch'] < epoch] + new
+        if self.path: save_frame(self.path, self.frame, samples=self.key)
 
     @property
     def frame(self) -> pd.DataFrame: # epoch, measure, value, error (standard error), n, why
@@ -163,9 +134,48 @@ class Monitor:
             with styled(), atomic(self.path.with_suffix('.png')) as part: fig.savefig(part, format='png')
         return fig
 
-    def _complain(self, epoch, why):
-        if not self.begun: raise why
-        warnings.warn(f'monitor: epoch {epoch:g}: {why}')
+# %% ../nbs/28_monitor.ipynb #28_monitor-13h
+def _validate(every, samples, path):
+    for name, n, what in ('every', every, 'epochs'), ('samples', samples, 'samples'):
+        if not (isinstance(n, int) and n > 0):
+            raise ValueError(f'{name} must be a number of {what} from 1, not {n!r}')
+    if path and Path(path).suffix != '.parquet':
+        raise ValueError(f'the path must end in .parquet, such as {Path(path).stem}.parquet, not {path}')
+
+def _raise_or_warn(why: Exception, epoch: float, begun: bool) -> None:
+    "Raise an error at the first measurement, and warn at later ones."
+    if not begun: raise why
+    warnings.warn(f'monitor: epoch {epoch:g}: {why}')
+
+# %% ../nbs/28_monitor.ipynb #28_monitor-14
+class Monitor(Recording):
+    "Smoothness of a network at a fixed subset of its training data, recorded while it trains."
+    def __init__(self,
+        x,                             # inputs [N, C, H, W] or [N, D], a DataLoader or a data set of pairs
+        y=None,                        # labels, integers [N], unless they are part of x
+        every: int = 1,                # epochs between two measurements
+        samples: int = 256,            # samples to measure, drawn once
+        path: str | Path | None = None # *.parquet file to keep the frame in, and to go on from
+    ):
+        _validate(every, samples, path)
+        with same_random_numbers(): self.x, self.y = fixed_subset(x, y, samples)
+        super().__init__(Path(path) if path else None, digest(dict(x=self.x, y=self.y), {}))
+        self.every, self.begun = every, False
+
+    def __call__(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
+        "Measure the network if its epoch is a multiple of `every`."
+        if epoch % self.every == 0: self.record(model, epoch)
+
+    def record(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
+        "Measure the network now. The first time, `ValueError` if it can't be measured. Later, a warning."
+        try:
+            with same_random_numbers(): new = rows_at(model, self.x, self.y, epoch)
+        except (*IMPOSSIBLE, RuntimeError) as e:
+            _raise_or_warn(e, epoch, self.begun)
+            new = rows_without(e, epoch)
+        try: self.keep(new, epoch)
+        except OSError as e: _raise_or_warn(e, epoch, self.begun)
+        self.begun = True
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-29
 def due_or_last(monitor: Monitor, model: nn.Module, epoch: float) -> None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'MEASURES', 'CURVES', 'ERROR_BAR', 'SHOWN', 'samples', 'network_of_images', 'Measure', 'on_budget',
-           'found_rows', 'same_error', 'standing', 'as_text', 'show_samples', 'Report', 'smoothness', 'measure',
-           'built', 'load_weights', 'images_in']
+           'found_rows', 'same_error', 'standing', 'Findings', 'as_text', 'show_samples', 'Report', 'smoothness',
+           'measure', 'built', 'load_weights', 'images_in']
 
 # %% ../nbs/25_report.ipynb #report-02
 import base64
@@ -92,6 +92,15 @@ def _in_known_order(data) -> tuple[DataLoader, list | None]: # numbers of the it
     return DataLoader(data.dataset, batch_sampler=batches(), collate_fn=data.collate_fn,
                       num_workers=data.num_workers, worker_init_fn=data.worker_init_fn), order
 
+# %% ../nbs/25_report.ipynb #report-07e
+def _a_pair(item) -> tuple: # inputs, labels
+    "A batch of a data set. `ValueError` unless it is a pair."
+    if isinstance(item, (tuple, list)) and len(item) == 2: return tuple(item)
+    many = isinstance(item, (tuple, list)) and len(item) > 1
+    what = f'dictionaries with {", ".join(map(str, item))}' if isinstance(item, dict) else (
+        f'{len(item)} things' if many else 'inputs without labels')
+    raise ValueError(f'the data set gives {what}: pass one that gives pairs (input, label)')
+
 def _read_pairs(data, seconds: float) -> tuple[Tensor, Tensor, Tensor]: # x [n, ...], labels [n], index [n]
     "Samples of a DataLoader or data set of pairs, as many as are read in time. `ValueError` for other items."
     (loader, order), xs, ys, end = _in_known_order(data), [], [], time.monotonic() + seconds
@@ -109,14 +118,6 @@ def _read_pairs(data, seconds: float) -> tuple[Tensor, Tensor, Tensor]: # x [n, 
                          f'transform=ToTensor() ({str(e).splitlines()[0]})') from None
     index = torch.arange(len(y)) if order is None else torch.tensor(order[:len(y)])
     return x[index.argsort()], y[index.argsort()], index.sort().values
-
-def _a_pair(item) -> tuple: # inputs, labels
-    "A batch of a data set. `ValueError` unless it is a pair."
-    if isinstance(item, (tuple, list)) and len(item) == 2: return tuple(item)
-    many = isinstance(item, (tuple, list)) and len(item) > 1
-    what = f'dictionaries with {", ".join(map(str, item))}' if isinstance(item, dict) else (
-        f'{len(item)} things' if many else 'inputs without labels')
-    raise ValueError(f'the data set gives {what}: pass one that gives pairs (input, label)')
 
 # %% ../nbs/25_report.ipynb #report-07c
 def _pixels_by(x: Tensor, normalize: Normalize | None) -> Normalize | None: # None if it is not known
@@ -507,6 +508,7 @@ def _rows_of(job: _Job, m: Measure, classes: int, order: Tensor, seconds: float)
     if not m.once and not m.timed: job.pace = min(job.pace, took / len(at) / m.cost(classes))
     return rows, found, at
 
+# %% ../nbs/25_report.ipynb #report-26c
 def _measure_all(job: _Job, progress: bool = False) -> tuple[list[dict], dict, dict]:
     "Compute every measure, cheap ones first: rows, row → values [n], what else pictures need."
     with frozen(job.model): classes = logits_of(job.model, to_model(job.model, job.x[:1])).shape[1]
@@ -553,6 +555,21 @@ def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # e
     near = f'nearest w = {(curve - value).abs().idxmin():g}'
     place = 'below all' if value < curve.min() else 'above all' if value > curve.max() else near
     return f'{curve.min():.3g} to {curve.max():.3g}, {place}'
+
+# %% ../nbs/25_report.ipynb #report-31b
+@dataclass(repr=False)
+class Findings:
+    "What was found of one network."
+    frame: pd.DataFrame          # measure, value, error, kind, n, why, means, standing; one row per number
+    values: dict[str, Tensor]    # row → value of each sample, float64 [n], NaN where it was not measured
+    spectrum: dict               # 'density': SpectralDensity, 'layers': layer → Eigenvalues, if measured
+    index: Tensor                # which items of the data set were read [n]
+    x: Tensor                    # their inputs [n, C, H, W]
+    y: Tensor                    # their labels [n]
+    model: nn.Module             # the network
+    study: str                   # with which it is compared
+    curves: pd.DataFrame | None  # results of the study, None if they are not there
+    note: str                    # a sentence about this comparison
 
 # %% ../nbs/25_report.ipynb #report-32
 ERROR_BAR = '± is one standard error over the n samples (over draws or halves of them where it says so).'
@@ -689,19 +706,8 @@ def _page(report) -> str: # of a Report
             + ''.join(map(_inlined, pictures)) + '</body>\n')
 
 # %% ../nbs/25_report.ipynb #report-35
-@dataclass(repr=False)
-class Report:
+class Report(Findings):
     "What was found of one network. In a notebook it is shown as a table, `print` gives the same as text."
-    frame: pd.DataFrame          # measure, value, error, kind, n, why, means, standing; one row per number
-    values: dict[str, Tensor]    # row → value of each sample, float64 [n], NaN where it was not measured
-    spectrum: dict               # 'density': SpectralDensity, 'layers': layer → Eigenvalues, if measured
-    index: Tensor                # which items of the data set were read [n]
-    x: Tensor                    # their inputs [n, C, H, W]
-    y: Tensor                    # their labels [n]
-    model: nn.Module             # the network
-    study: str                   # with which it is compared
-    curves: pd.DataFrame | None  # results of the study, None if they are not there
-    note: str                    # a sentence about this comparison
     def __repr__(self): return f'{as_text(self.frame, self.study)}\n{ERROR_BAR} {self.note}'
     def _repr_html_(self): return _as_html(self.frame, self.study, f'{ERROR_BAR} {self.note}')
 
@@ -791,6 +797,7 @@ def built(spec: str) -> tuple: # 'module:function' to the network, and a Normali
                          f'images; it returns {made!r:.80}')
     return model, how
 
+# %% ../nbs/25_report.ipynb #report-63c
 def load_weights(model: nn.Module, path: Path) -> None:
     "Load a state dict, by safetensors or `torch.load(weights_only=True)`. `ValueError` if it does not fit."
     if not Path(path).exists(): raise FileNotFoundError(f'no file {path}')
