@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'MEASURES', 'CURVES', 'ERROR_BAR', 'SHOWN', 'samples', 'network_of_images', 'Measure', 'on_budget',
-           'found_rows', 'same_error', 'standing', 'Findings', 'as_text', 'show_samples', 'Report', 'smoothness',
-           'measure', 'built', 'load_weights', 'images_in']
+           'found_rows', 'same_error', 'standing', 'as_text', 'show_samples', 'Report', 'smoothness', 'measure',
+           'built', 'load_weights', 'images_in']
 
 # %% ../nbs/25_report.ipynb #report-02
 import base64
@@ -558,7 +558,7 @@ def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # e
 
 # %% ../nbs/25_report.ipynb #report-31b
 @dataclass(repr=False)
-class Findings:
+class _Findings:
     "What was found of one network."
     frame: pd.DataFrame          # measure, value, error, kind, n, why, means, standing; one row per number
     values: dict[str, Tensor]    # row → value of each sample, float64 [n], NaN where it was not measured
@@ -706,7 +706,7 @@ def _page(report) -> str: # of a Report
             + ''.join(map(_inlined, pictures)) + '</body>\n')
 
 # %% ../nbs/25_report.ipynb #report-35
-class Report(Findings):
+class Report(_Findings):
     "What was found of one network. In a notebook it is shown as a table, `print` gives the same as text."
     def __repr__(self): return f'{as_text(self.frame, self.study)}\n{ERROR_BAR} {self.note}'
     def _repr_html_(self): return _as_html(self.frame, self.study, f'{ERROR_BAR} {self.note}')
