@@ -30,7 +30,7 @@ from .results import IMPOSSIBLE
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-05
 def drawn(total: int, n: int) -> list[int]:
-    "Up to n numbers of samples, in order, the same at each call."
+    "Sorted indices of up to n samples, drawn at random with a fixed seed."
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values.tolist()
 
 def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] or [n, D], labels [n]
@@ -46,7 +46,7 @@ def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] o
 # %% ../nbs/28_monitor.ipynb #28_monitor-09
 @contextmanager
 def same_random_numbers():
-    "After: the generators of PyTorch, NumPy and Python go on as if nothing was drawn within."
+    "Context manager that restores the random generators of PyTorch, NumPy and Python at its end."
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try: yield
@@ -80,7 +80,7 @@ def recorded_rows(
     path: Path,
     key: str,    # checksum of the samples that are measured
 ) -> list[dict]: # one per number
-    "What an earlier monitor left in a file. `ValueError` if that was of other samples, or no monitor's."
+    "Rows that a monitor wrote to a file. `ValueError` if they are of other samples, or not a monitor's."
     try: frame, meta = load_frame(path)
     except DamagedFile:
         raise ValueError(f'{path} is damaged, or was not written by a Monitor: delete it, or pass '
@@ -89,7 +89,6 @@ def recorded_rows(
         raise ValueError(f'{path} was recorded on other samples (or with random augmentation): '
                          'pass the same samples without augmentation, or another path')
     return frame.to_dict('records')
-
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-13f
 def draw_epochs(ax, frame: pd.DataFrame, measure: str, label: str) -> None:
@@ -155,7 +154,7 @@ class Monitor(Recording):
         y=None,                        # labels, integers [N], unless they are part of x
         every: int = 1,                # epochs between two measurements
         samples: int = 256,            # samples to measure, drawn once
-        path: str | Path | None = None # *.parquet file to keep the frame in, and to go on from
+        path: str | Path | None = None # *.parquet file to keep the frame in, and to continue from
     ):
         _validate(every, samples, path)
         with same_random_numbers(): self.x, self.y = fixed_subset(x, y, samples)
@@ -179,7 +178,7 @@ class Monitor(Recording):
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-29
 def due_or_last(monitor: Monitor, model: nn.Module, epoch: float) -> None:
-    "At the end of training: measure the network unless that was done, and leave the picture."
+    "Measure the network at the end of training, unless that epoch was measured, and save the picture."
     if not monitor.rows or monitor.rows[-1]['epoch'] < epoch: monitor.record(model, epoch)
     if monitor.path: plt.close(monitor.plot())
 
@@ -199,7 +198,7 @@ def lightning_callback(monitor: Monitor): # to a `Callback`
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-33
 class Logits(nn.Module):
-    "A model of transformers as one that returns its logits alone, without Accelerate's half precision."
+    "Wrap a model of transformers so that it returns its logits alone, without Accelerate's half precision."
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
