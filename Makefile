@@ -51,20 +51,27 @@ cifar: .venv/installed
 	  $(BIN)/smoothinterp sweep $$stage && $(BIN)/smoothinterp publish $$stage && $(BIN)/papermill nbs/fig2.ipynb -p study $$1 || exit 1; done
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute nbs/reproduction.ipynb && $(BIN)/nbdev_clean
 
-# make figures            redraws every figure from committed results, two at a time, and makes the gallery
+# make figures            executes in place, two at a time, the notebooks that show committed results. Each draws its figure again,
+#                         and its stored outputs are current too. Then it makes the gallery and the README. Without new results
+#                         no file changes.
+# make figures SHOW=FILE  executes that notebook alone
 # make figures RETRAIN=1  first trains every embedded study from nothing, in a folder of its own, and then says how far each number
 #                         moved and which claims changed. RETRAINED=FOLDER goes on with a folder. The folds of c2_mislabelled, for
 #                         which cleanlab is needed, are trained by `papermill nbs/c2_mislabelled.ipynb -p again True` alone.
+SHOW = $(wildcard nbs/fig*.ipynb nbs/[bc][0-9]_*.ipynb nbs/18_*.ipynb nbs/2[234]_*.ipynb) nbs/claims.ipynb \
+       nbs/index.ipynb nbs/reproduction.ipynb
 ifdef RETRAIN
 ifndef RETRAINED
 RETRAINED := $(CURDIR)/runs/again-$(shell date +%Y%m%d-%H%M%S)
 endif
-figures: export SMOOTHINTERP_RUNS = $(RETRAINED)
 endif
+figures: export SMOOTHINTERP_RUNS = $(or $(RETRAINED),$(CURDIR)/build/no-runs)
 figures: .venv/installed
 	$(if $(RETRAIN),$(BIN)/python tests/retrain.py train $(STUDY))
-	ls nbs/fig*.ipynb nbs/b[0-9]*.ipynb nbs/c[0-9]*.ipynb | xargs -n 1 -P 2 $(BIN)/papermill --log-level ERROR
+	echo $(SHOW) | xargs -n 1 -P 2 $(BIN)/jupyter nbconvert --to notebook --inplace --execute --log-level ERROR
+	$(BIN)/nbdev_clean
 	$(BIN)/python tests/gallery.py
+	$(BIN)/python tests/readme.py
 	$(if $(RETRAIN),$(BIN)/python tests/retrain.py compare $(STUDY))
 
 # make costs    measures what each figure costs, for the README

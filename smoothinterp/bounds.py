@@ -7,7 +7,7 @@ __all__ = ['KERNELS', 'LINEAR', 'SCALES', 'UNLIKE', 'RULES', 'BATCH_NORMS', 'FUS
            'top_singular_value', 'matrix_norm', 'kind_of', 'untouched', 'acts_like', 'is_affine', 'has_transpose',
            'without_bias', 'one_sample', 'operator_norm', 'place', 'snapshot', 'Call', 'original', 'one_input',
            'forward_calls', 'confirmed_calls', 'weighted', 'is_matrix', 'left_out', 'kernel_norms', 'call_names',
-           'layer_norms', 'lipschitz', 'register', 'described_module', 'constants', 'upper_bounds', 'made_of',
+           'layer_norms', 'described_module', 'lipschitz', 'register', 'constants', 'upper_bounds', 'made_of',
            'computed', 'weight_names', 'relative_distance', 'distance_from_init']
 
 # %% ../nbs/12_bounds.ipynb #bounds-02
@@ -435,6 +435,15 @@ def layer_norms(
         rows = {name: dict(operator=c.norm) | kernel_norms(c) for name, c in zip(call_names(calls), calls)}
     return pd.DataFrame(rows).T
 
+# %% ../nbs/12_bounds.ipynb #bounds-22b
+def described_module(call: Call) -> str:
+    "Name and class, for an error."
+    return f'{call.name or "the model"} ({type(call.module).__name__})'
+
+def _how_to_register(call: Call) -> str:
+    "What to do about a module without a bound."
+    return f'add a rule with @lipschitz.register({type(call.module).__name__})'
+
 # %% ../nbs/12_bounds.ipynb #bounds-23
 def lipschitz(module: nn.Module, call: Call) -> float:
     """Upper bound on a module's Lipschitz constant; `@lipschitz.register(kind)` adds a rule. `ValueError` if
@@ -446,8 +455,7 @@ def lipschitz(module: nn.Module, call: Call) -> float:
         raise ValueError(f'{described_module(call)} {why}: the rule of {kind.__name__} does not hold')
     if kind not in LINEAR and not untouched(module, kind) and not acts_like(module, kind, call.x):
         raise ValueError(f'{described_module(call)} does not act like {kind.__name__}, of which it is '
-                         'derived (or has hooks): '
-                         + _how_to_register(call))
+                         f'derived (or has hooks): {_how_to_register(call)}')
     return RULES[kind](module, call)
 
 def register(kind: type):
@@ -458,14 +466,6 @@ def register(kind: type):
     return keep
 
 lipschitz.register = register
-
-def described_module(call: Call) -> str:
-    "Name and class, for an error."
-    return f'{call.name or "the model"} ({type(call.module).__name__})'
-
-def _how_to_register(call: Call) -> str:
-    "What to do about a module without a bound."
-    return f'add a rule with @lipschitz.register({type(call.module).__name__})'
 
 # %% ../nbs/12_bounds.ipynb #bounds-86
 def constants(call: Call) -> list[float]:

@@ -79,8 +79,8 @@ def fall(curve: pd.Series) -> float:
     return curve.max() / curve.iloc[-1] if curve.iloc[-1] else float('inf')
 
 def nearness(curve: pd.Series, at: float | None) -> float:
-    """How near the peak is to the threshold: smaller width divided by larger width, at most 1. NaN
-    without a threshold."""
+    """Nearness of a curve's peak to the threshold: the smaller of both widths divided by the larger, at
+    most 1. NaN without a threshold."""
     if at is None: return float('nan')
     return min(curve.idxmax() / at, at / curve.idxmax())
 
@@ -89,8 +89,8 @@ def rise(curve: pd.Series) -> float:
     return (curve - curve.cummin()).max()
 
 def second_descent(curve: pd.Series) -> float:
-    """Size of a second descent: the smaller of the largest rise and the fall after it. 0 for a
-    falling curve."""
+    """Size of a curve's second descent: the largest rise above an earlier minimum, or the fall after that
+    rise, whichever is smaller. 0 for a curve that never rises."""
     top = (curve - curve.cummin()).idxmax()
     return min(rise(curve), curve[top] - curve[top:].min())
 
@@ -98,7 +98,7 @@ def rank_correlation(a: pd.Series, b: pd.Series) -> float:
     "Spearman's rank correlation over the widths that both curves have."
     return a.corr(b, method='spearman')
 
-# %% ../nbs/24_claims.ipynb #claims-13
+# %% ../nbs/24_claims.ipynb #claims-12a
 SHARE = 'as a share of the test images'
 
 def _over(df, measure, subset='all', volume=0, split='train', column='mean'):
@@ -119,6 +119,7 @@ def _descends_again(figure, name, rows, unit, at_least):
     return claim(figure, f'{name} makes a second descent', f'size of the second descent, {unit}',
                  per_seed(rows, second_descent), at_least)
 
+# %% ../nbs/24_claims.ipynb #claims-13
 def sharpness_claims(
     df: pd.DataFrame,     # tidy: results of one study
     figure: str = 'fig2', # named in the table
@@ -165,11 +166,14 @@ def subset_claims(
                   per_seed(_over(df, 'accuracy', 'noisy', far), lambda c: c.iloc[-1]), .5)]
 
 # %% ../nbs/24_claims.ipynb #claims-13b
-def epoch_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # tidy: of `results`, of `over_epochs`
-    """Claim of paper A on Figure 5: from the threshold on, the test error makes a second descent
-    over epochs."""
+def epoch_claims(
+    df: pd.DataFrame,       # tidy: of `results`
+    by_epoch: pd.DataFrame, # tidy: of `over_epochs`
+) -> list[dict]:
+    """Claim of paper A on Figure 5: between the threshold and twice that width, the test error over epochs
+    falls, rises and falls again."""
     at = threshold(df)
-    rows = seed_values(way, 'error', split='test', subset='all')
+    rows = seed_values(by_epoch, 'error', split='test', subset='all')
     def at_width(low, high): # largest second descent over epochs among these widths, per seed
         some = rows[(rows['width'] >= low) & (rows['width'] <= high)]
         if some.empty: return None
@@ -182,8 +186,8 @@ def epoch_claims(df: pd.DataFrame, way: pd.DataFrame) -> list[dict]: # tidy: of 
 
 # %% ../nbs/24_claims.ipynb #claims-13d
 def earliness(curve: pd.Series, at: float | None) -> float:
-    """Threshold divided by the width at which a curve's largest rise ends: above 1 if it ends before the
-    threshold. NaN without a threshold, or if the curve rises by less than 0.01."""
+    """Threshold divided by the width of a curve's peak, where its largest rise ends. Above 1 if the peak is
+    at a smaller width than the threshold. NaN without a threshold, or if the rise is less than 0.01."""
     if at is None or rise(curve) < .01: return float('nan')
     return at / (curve - curve.cummin()).idxmax()
 
@@ -235,11 +239,11 @@ def lipschitz_claims(df: pd.DataFrame) -> list[dict]:
 
 # %% ../nbs/24_claims.ipynb #claims-15a
 def acceleration_claims(
-    df: pd.DataFrame,  # tidy: of `results`
-    way: pd.DataFrame, # tidy: of `over_epochs`
+    df: pd.DataFrame,       # tidy: of `results`
+    by_epoch: pd.DataFrame, # tidy: of `over_epochs`
 ) -> list[dict]:
     "Claim of paper B on training time: the widest network fits every label in fewer epochs."
-    error, at = seed_values(way, 'error', split='train', subset='all'), threshold(df)
+    error, at = seed_values(by_epoch, 'error', split='train', subset='all'), threshold(df)
     def epochs(width): # until every training label is fitted, per seed
         rows = error[(error['width'] == width) & (error['value'] < FITS)]
         return rows.groupby('seed')['epoch'].min()
@@ -311,7 +315,8 @@ def toy_claims(
 
 # %% ../nbs/24_claims.ipynb #claims-15o
 def method_claims(df: pd.DataFrame) -> list[dict]: # columns path, anchor, length, value
-    "Claims on the volumes around one image: they grow, and the loss over them too."
+    """Claims on the volumes around one image: each augmentation makes its path longer, and the loss over the
+    largest volume is above the loss at the image."""
     curves = df.pivot(index='anchor', columns='path', values=['length', 'value']).sort_index()
     steps, value = curves['length'].diff().iloc[1:], curves['value']
     mean = ((value + value.shift()) / 2).iloc[1:].mul(steps).cumsum() / steps.cumsum()
@@ -326,7 +331,8 @@ def step_claims(
     x: Tensor,        # observed points [N]
     y: Tensor,        # targets [N]
 ) -> list[dict]:
-    "Claims on gradient descent: first order predicts how a step moves a function; steps lead to the targets."
+    """Claims on gradient descent: a first-order expansion predicts how a step changes the function, and the
+    steps lead to the targets."""
     off = (df['moved'] - df['first_order'])**2
     departure = (off.groupby(df['step']).sum() / (df['moved']**2).groupby(df['step']).sum())**.5
     error = {s: np.square(np.interp(x, r['x'], r['f']) - y.numpy()).mean()**.5
@@ -338,8 +344,8 @@ def step_claims(
 
 # %% ../nbs/24_claims.ipynb #claims-17
 def all_claims(
-    df: pd.DataFrame,                # tidy: of `results`, one study
-    way: pd.DataFrame | None = None, # tidy: of `over_epochs`; default: no claims over epochs
+    df: pd.DataFrame,                     # tidy: of `results`, one study
+    by_epoch: pd.DataFrame | None = None, # tidy: of `over_epochs`; default: no claims over epochs
 ) -> pd.DataFrame:
     "Every claim that can be computed from one study, one row per claim."
     rows = (sharpness_claims(df) + lipschitz_claims(df) + curvature_claims(df)
@@ -347,7 +353,7 @@ def all_claims(
     if 'noisy' in set(df['subset']): rows += subset_claims(df)
     if 'untouched' in set(df['subset']): rows += class_claims(df)
     if df['measure'].str.startswith('distance:stage').any(): rows += resnet_claims(df)
-    if way is not None: rows += epoch_claims(df, way) + acceleration_claims(df, way)
+    if by_epoch is not None: rows += epoch_claims(df, by_epoch) + acceleration_claims(df, by_epoch)
     return pd.DataFrame(rows)
 
 # %% ../nbs/24_claims.ipynb #claims-21
@@ -357,8 +363,8 @@ def movement(
     before: pd.DataFrame, # tidy
     after: pd.DataFrame,  # tidy
 ) -> pd.DataFrame:        # by measure; width and seed are those of the largest change
-    """How far the means of one study moved, one row per measure. `gone` counts numbers that `after` lacks,
-    such as those of epochs that it did not reach."""
+    """Compute how far the means of one study moved, one row per measure. `gone` counts numbers that are
+    missing from `after`, such as those of epochs that were not reached."""
     both = before.merge(after, on=KEYS, how='left', suffixes=('', '_after'), indicator=True)
     there = both[both['_merge'] == 'both']
     larger = there[['mean', 'mean_after']].abs().max(axis=1)

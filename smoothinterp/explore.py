@@ -52,6 +52,7 @@ def _column_of(measure: str) -> str:
     "The Lipschitz constant is a root mean square over samples, every other measure a mean."
     return 'rms' if measure == 'logit_operator' else 'mean'
 
+# %% ../nbs/explore.ipynb #explore-05b
 def curve(
     study: str,
     measure: str,
@@ -208,6 +209,7 @@ def _mosaic(
     tiles = F.pad(anchors.clamp(0, 1), (m,) * 4, value=1.).permute(0, 3, 1, 4, 2)
     return tiles.flatten(2, 3).flatten(0, 1).expand(-1, -1, 3).numpy()
 
+# %% ../nbs/explore.ipynb #explore-18b
 class _ImagePanel(_Panel):
     "Path images of a training point, each with the class that a network predicts."
     def __init__(self, study: str, point: int, data: Data):

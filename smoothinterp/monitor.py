@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'PANELS', 'COLUMNS', 'drawn', 'fixed_subset', 'same_random_numbers', 'rows_at', 'rows_without',
-           'recorded_rows', 'draw_epochs', 'epochs_figure', 'Monitor', 'due_or_last', 'lightning_callback', 'Logits',
-           'trainer_callback']
+           'recorded_rows', 'draw_epochs', 'epochs_figure', 'Recording', 'Monitor', 'due_or_last', 'lightning_callback',
+           'Logits', 'trainer_callback']
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-02
 import math
@@ -30,7 +30,7 @@ from .results import IMPOSSIBLE
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-05
 def drawn(total: int, n: int) -> list[int]:
-    "Up to n numbers of samples, in order, the same at each call."
+    "Sorted indices of up to n samples, drawn at random with a fixed seed."
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values.tolist()
 
 def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] or [n, D], labels [n]
@@ -46,7 +46,7 @@ def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] o
 # %% ../nbs/28_monitor.ipynb #28_monitor-09
 @contextmanager
 def same_random_numbers():
-    "After: the generators of PyTorch, NumPy and Python go on as if nothing was drawn within."
+    "Context manager that restores the random generators of PyTorch, NumPy and Python at its end."
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try: yield
@@ -80,7 +80,7 @@ def recorded_rows(
     path: Path,
     key: str,    # checksum of the samples that are measured
 ) -> list[dict]: # one per number
-    "What an earlier monitor left in a file. `ValueError` if that was of other samples, or no monitor's."
+    "Rows that a monitor wrote to a file. `ValueError` if they are of other samples, or not a monitor's."
     try: frame, meta = load_frame(path)
     except DamagedFile:
         raise ValueError(f'{path} is damaged, or was not written by a Monitor: delete it, or pass '
@@ -89,7 +89,6 @@ def recorded_rows(
         raise ValueError(f'{path} was recorded on other samples (or with random augmentation): '
                          'pass the same samples without augmentation, or another path')
     return frame.to_dict('records')
-
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-13f
 def draw_epochs(ax, frame: pd.DataFrame, measure: str, label: str) -> None:
@@ -109,46 +108,17 @@ def epochs_figure(frame: pd.DataFrame) -> Figure: # frame of a monitor
     return fig
 
 
-# %% ../nbs/28_monitor.ipynb #28_monitor-14
-def _validate(every, samples, path):
-    for name, n, what in ('every', every, 'epochs'), ('samples', samples, 'samples'):
-        if not (isinstance(n, int) and n > 0):
-            raise ValueError(f'{name} must be a number of {what} from 1, not {n!r}')
-    if path and Path(path).suffix != '.parquet':
-        raise ValueError(f'the path must end in .parquet, such as {Path(path).stem}.parquet, not {path}')
+# %% ../nbs/28_monitor.ipynb #28_monitor-13k
+class Recording:
+    "Rows of one training, kept in a file if there is a path."
+    def __init__(self, path: Path | None, key: str): # key: checksum of the samples that are measured
+        self.path, self.key = path, key
+        self.rows = recorded_rows(path, key) if path and path.exists() else []
 
-class Monitor:
-    "Smoothness of a network at a fixed subset of its training data, recorded while it trains."
-    def __init__(self,
-        x,                             # inputs [N, C, H, W] or [N, D], a DataLoader or a data set of pairs
-        y=None,                        # labels, integers [N], unless they are part of x
-        every: int = 1,                # epochs between two measurements
-        samples: int = 256,            # samples to measure, drawn once
-        path: str | Path | None = None # *.parquet file to keep the frame in, and to go on from
-    ):
-        _validate(every, samples, path)
-        with same_random_numbers(): self.x, self.y = fixed_subset(x, y, samples)
-        self.every, self.path, self.begun = every, Path(path) if path else None, False
-        self.key = digest(dict(x=self.x, y=self.y), {})
-        self.rows = recorded_rows(self.path, self.key) if path and self.path.exists() else []
-
-    def __call__(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
-        "Measure the network if its epoch is a multiple of `every`."
-        if epoch % self.every == 0: self.record(model, epoch)
-
-    def record(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
-        "Measure the network now. The first time, `ValueError` if it can't be measured. Later, a warning."
-        earlier = [row for row in self.rows if row['epoch'] < epoch]
-        try:
-            with same_random_numbers(): new = rows_at(model, self.x, self.y, epoch)
-        except (*IMPOSSIBLE, RuntimeError) as e:
-            self._complain(epoch, e)
-            new = rows_without(e, epoch)
-        self.rows = earlier + new
-        try:
-            if self.path: save_frame(self.path, self.frame, samples=self.key)
-        except OSError as e: self._complain(epoch, e)
-        self.begun = True
+    def keep(self, new: list[dict], epoch: float) -> None:
+        "Add the rows of an epoch in place of those at it or later, and write the file."
+        self.rows = [row for row in self.rows if row['epoch'] < epoch] + new
+        if self.path: save_frame(self.path, self.frame, samples=self.key)
 
     @property
     def frame(self) -> pd.DataFrame: # epoch, measure, value, error (standard error), n, why
@@ -163,13 +133,52 @@ class Monitor:
             with styled(), atomic(self.path.with_suffix('.png')) as part: fig.savefig(part, format='png')
         return fig
 
-    def _complain(self, epoch, why):
-        if not self.begun: raise why
-        warnings.warn(f'monitor: epoch {epoch:g}: {why}')
+# %% ../nbs/28_monitor.ipynb #28_monitor-13h
+def _validate(every, samples, path):
+    for name, n, what in ('every', every, 'epochs'), ('samples', samples, 'samples'):
+        if not (isinstance(n, int) and n > 0):
+            raise ValueError(f'{name} must be a number of {what} from 1, not {n!r}')
+    if path and Path(path).suffix != '.parquet':
+        raise ValueError(f'the path must end in .parquet, such as {Path(path).stem}.parquet, not {path}')
+
+def _raise_or_warn(why: Exception, epoch: float, begun: bool) -> None:
+    "Raise an error at the first measurement, and warn at later ones."
+    if not begun: raise why
+    warnings.warn(f'monitor: epoch {epoch:g}: {why}')
+
+# %% ../nbs/28_monitor.ipynb #28_monitor-14
+class Monitor(Recording):
+    "Smoothness of a network at a fixed subset of its training data, recorded while it trains."
+    def __init__(self,
+        x,                             # inputs [N, C, H, W] or [N, D], a DataLoader or a data set of pairs
+        y=None,                        # labels, integers [N], unless they are part of x
+        every: int = 1,                # epochs between two measurements
+        samples: int = 256,            # samples to measure, drawn once
+        path: str | Path | None = None # *.parquet file to keep the frame in, and to continue from
+    ):
+        _validate(every, samples, path)
+        with same_random_numbers(): self.x, self.y = fixed_subset(x, y, samples)
+        super().__init__(Path(path) if path else None, digest(dict(x=self.x, y=self.y), {}))
+        self.every, self.begun = every, False
+
+    def __call__(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
+        "Measure the network if its epoch is a multiple of `every`."
+        if epoch % self.every == 0: self.record(model, epoch)
+
+    def record(self, model: nn.Module, epoch: float) -> None: # epochs done, 0 before training
+        "Measure the network now. The first time, `ValueError` if it can't be measured. Later, a warning."
+        try:
+            with same_random_numbers(): new = rows_at(model, self.x, self.y, epoch)
+        except (*IMPOSSIBLE, RuntimeError) as e:
+            _raise_or_warn(e, epoch, self.begun)
+            new = rows_without(e, epoch)
+        try: self.keep(new, epoch)
+        except OSError as e: _raise_or_warn(e, epoch, self.begun)
+        self.begun = True
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-29
 def due_or_last(monitor: Monitor, model: nn.Module, epoch: float) -> None:
-    "At the end of training: measure the network unless that was done, and leave the picture."
+    "Measure the network at the end of training, unless that epoch was measured, and save the picture."
     if not monitor.rows or monitor.rows[-1]['epoch'] < epoch: monitor.record(model, epoch)
     if monitor.path: plt.close(monitor.plot())
 
@@ -189,7 +198,7 @@ def lightning_callback(monitor: Monitor): # to a `Callback`
 
 # %% ../nbs/28_monitor.ipynb #28_monitor-33
 class Logits(nn.Module):
-    "A model of transformers as one that returns its logits alone, without Accelerate's half precision."
+    "Wrap a model of transformers so that it returns its logits alone, without Accelerate's half precision."
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model

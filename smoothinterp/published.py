@@ -333,12 +333,23 @@ def published_for(study: Study) -> pd.DataFrame: # columns as in `published`
     except ValueError: pass # nothing published at this label noise
     return pd.DataFrame(columns=['study', 'label_noise', 'width', 'quantity', 'value', 'note'], dtype=object)
 
-# %% ../nbs/23_published.ipynb #publishe-39d
+# %% ../nbs/23_published.ipynb #publishe-39x
 def _same_images(study: Study) -> bool:
     "Whether the study's images are those of the published curves, or some of them, at full size."
     theirs = _reference(counterpart(study) or FAMILIES[study.family])
     return (study.data, study.size) == (theirs.data, theirs.size)
 
+def _scaled(theirs, curves):
+    "Published curves times our peak over theirs. A curve is empty where ours lacks half of the widths."
+    means, scaled = curves.groupby(['quantity', 'measure', 'width'], sort=False)['value'].mean(), {}
+    for q in means.index.unique('quantity'):
+        if q.endswith('error') or q.startswith('distance:'): continue
+        mine = next(iter(means[q].groupby('measure', sort=False)))[1]
+        enough = len(mine) > curves['width'].nunique() / 2
+        scaled[q] = theirs[q] * mine.max() / theirs[q].max() if enough else theirs[q][:0]
+    return scaled
+
+# %% ../nbs/23_published.ipynb #publishe-39d
 def beside(
     ours: pd.DataFrame,  # tidy: results of one study
     study: str | Study,
@@ -354,16 +365,6 @@ def beside(
     low, high = ours['width'].min(), ours['width'].max()
     found = {q: curve.set_axis(curve.index * at / published_at).loc[low:high] for q, curve in theirs.items()}
     return found if _same_images(study) else found | _scaled(found, _our_curves(ours, known))
-
-def _scaled(theirs, curves):
-    "Published curves times our peak over theirs. A curve is empty where ours lacks half of the widths."
-    means, scaled = curves.groupby(['quantity', 'measure', 'width'], sort=False)['value'].mean(), {}
-    for q in means.index.unique('quantity'):
-        if q.endswith('error') or q.startswith('distance:'): continue
-        mine = next(iter(means[q].groupby('measure', sort=False)))[1]
-        enough = len(mine) > curves['width'].nunique() / 2
-        scaled[q] = theirs[q] * mine.max() / theirs[q].max() if enough else theirs[q][:0]
-    return scaled
 
 # %% ../nbs/23_published.ipynb #publishe-39e
 def draw_published(ax, curves: dict[str, pd.Series], quantity: str, ours: str = '', **style) -> None:

@@ -77,8 +77,8 @@ def _in_bytes(x: Tensor) -> bool:
     return bool(x.numel()) and 100 < x.max() <= 255 and x.min() >= 0 and torch.equal(x, x.round())
 
 # %% ../nbs/25_report.ipynb #report-07
-def _in_known_order(data) -> tuple[DataLoader, list | None]: # numbers of the items read; of a stream: None
-    "A DataLoader of a data set in a random order, or of the batches of a DataLoader, and the items' numbers."
+def _in_known_order(data) -> tuple[DataLoader, list | None]: # indices of the items read; None for a stream
+    "Read a data set in random order, or a DataLoader in its own, and list the indices of its items."
     if isinstance(data, IterableDataset): return DataLoader(data, 64), None
     if not isinstance(data, DataLoader):
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
@@ -91,6 +91,15 @@ def _in_known_order(data) -> tuple[DataLoader, list | None]: # numbers of the it
             yield batch
     return DataLoader(data.dataset, batch_sampler=batches(), collate_fn=data.collate_fn,
                       num_workers=data.num_workers, worker_init_fn=data.worker_init_fn), order
+
+# %% ../nbs/25_report.ipynb #report-07e
+def _a_pair(item) -> tuple: # inputs, labels
+    "A batch of a data set. `ValueError` unless it is a pair."
+    if isinstance(item, (tuple, list)) and len(item) == 2: return tuple(item)
+    many = isinstance(item, (tuple, list)) and len(item) > 1
+    what = f'dictionaries with {", ".join(map(str, item))}' if isinstance(item, dict) else (
+        f'{len(item)} things' if many else 'inputs without labels')
+    raise ValueError(f'the data set gives {what}: pass one that gives pairs (input, label)')
 
 def _read_pairs(data, seconds: float) -> tuple[Tensor, Tensor, Tensor]: # x [n, ...], labels [n], index [n]
     "Samples of a DataLoader or data set of pairs, as many as are read in time. `ValueError` for other items."
@@ -110,14 +119,6 @@ def _read_pairs(data, seconds: float) -> tuple[Tensor, Tensor, Tensor]: # x [n, 
     index = torch.arange(len(y)) if order is None else torch.tensor(order[:len(y)])
     return x[index.argsort()], y[index.argsort()], index.sort().values
 
-def _a_pair(item) -> tuple: # inputs, labels
-    "A batch of a data set. `ValueError` unless it is a pair."
-    if isinstance(item, (tuple, list)) and len(item) == 2: return tuple(item)
-    many = isinstance(item, (tuple, list)) and len(item) > 1
-    what = f'dictionaries with {", ".join(map(str, item))}' if isinstance(item, dict) else (
-        f'{len(item)} things' if many else 'inputs without labels')
-    raise ValueError(f'the data set gives {what}: pass one that gives pairs (input, label)')
-
 # %% ../nbs/25_report.ipynb #report-07c
 def _pixels_by(x: Tensor, normalize: Normalize | None) -> Normalize | None: # None if it is not known
     "The normalization of images. `ValueError` if undoing the given one does not give pixels in [0, 1]."
@@ -129,7 +130,7 @@ def _pixels_by(x: Tensor, normalize: Normalize | None) -> Normalize | None: # No
     return Normalize((0.,) * x.shape[1], (1.,) * x.shape[1]) if 0 <= low <= high <= 1 else None
 
 def samples(x, y, seconds: float, normalize: Normalize | None) -> tuple: # x, y, index, total N, normalize
-    "What is to be measured. `ValueError` says what to pass instead of an invalid input."
+    "Samples to measure, and where they are from. `ValueError` says what to pass instead of an invalid input."
     if not isinstance(normalize, Normalize | None):
         raise ValueError('normalize must be a smoothinterp.data.Normalize, not a '
                          f'{type(normalize).__name__}: pass Normalize(mean, std)')
@@ -310,7 +311,7 @@ def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, b
     error = math.hypot(found.errors.item(), estimate(torch.cat(halves)).error)
     return Estimate(found.values.item(), error)
 
-def _said_of(top: Estimate, settled: bool) -> str:
+def _how_found(top: Estimate, settled: bool) -> str:
     "How a largest eigenvalue was found."
     bar = ', error bar from two halves of the samples' if math.isfinite(top.error) else ''
     return f'Lanczos{bar}{"" if settled else ", a lower bound: no time for more"}'
@@ -320,7 +321,7 @@ def _top(model, x, y, seconds):
     found = _largest_of(model, x, y, seconds / 3)
     took = time.monotonic() - began
     top = _with_halves(found, model, x, y, seconds - took, took)
-    return dict(hessian_lambda_max=top, caveat=_said_of(top, _settled(found)))
+    return dict(hessian_lambda_max=top, caveat=_how_found(top, _settled(found)))
 
 # %% ../nbs/25_report.ipynb #report-17d
 def _by_layer(model, x, y, seconds: float) -> dict[str, Eigenvalues]: # layer → its largest
@@ -344,7 +345,7 @@ def _layers(model, x, y, seconds):
     took = time.monotonic() - began
     top = _with_halves(found[layer], model, x, y, seconds - took, took / 2, layer_blocks(model)[layer])
     return dict(hessian_layer_max=top, layers=found,
-                caveat=f'in {layer}; {_said_of(top, all(map(_settled, found.values())))}')
+                caveat=f'in {layer}; {_how_found(top, all(map(_settled, found.values())))}')
 
 # %% ../nbs/25_report.ipynb #report-17f
 _PROBES, _STEPS, _LEAST = 4, 16, 8 # random probes, products per probe, and the least that say something
@@ -409,7 +410,7 @@ def on_budget(
     order: Tensor,  # all sample numbers, at random [N]
     seconds: float, # its share of the time
 ) -> tuple:         # what was found of the last samples, their numbers [n], seconds that they took
-    "Call `f` with as many samples as the time carries, two at least. It keeps fewer if more had no time."
+    "Call `f` with more and more samples, from two on. Return the last result that was found in time."
     n, left, again, last = 2, seconds, False, None
     while True:
         chosen, began = order[:n].sort().values, time.monotonic()
@@ -484,7 +485,7 @@ class _Job:
             raise ValueError(f'no time: {max(self.left, 0):.0f} s are left{takes}; pass more seconds')
 
 # %% ../nbs/25_report.ipynb #report-25b
-def _labels_fitted(job: _Job, order: Tensor, seconds: float) -> str: # a caveat, empty if all were looked at
+def _labels_fitted(job: _Job, order: Tensor, seconds: float) -> str: # a caveat, empty if all were classified
     "`ValueError` if the network misses a label of the samples that there is time to classify."
     end, right = time.monotonic() + seconds, []
     for i in order.split(64):
@@ -507,6 +508,7 @@ def _rows_of(job: _Job, m: Measure, classes: int, order: Tensor, seconds: float)
     if not m.once and not m.timed: job.pace = min(job.pace, took / len(at) / m.cost(classes))
     return rows, found, at
 
+# %% ../nbs/25_report.ipynb #report-26c
 def _measure_all(job: _Job, progress: bool = False) -> tuple[list[dict], dict, dict]:
     "Compute every measure, cheap ones first: rows, row → values [n], what else pictures need."
     with frozen(job.model): classes = logits_of(job.model, to_model(job.model, job.x[:1])).shape[1]
@@ -553,6 +555,21 @@ def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # e
     near = f'nearest w = {(curve - value).abs().idxmin():g}'
     place = 'below all' if value < curve.min() else 'above all' if value > curve.max() else near
     return f'{curve.min():.3g} to {curve.max():.3g}, {place}'
+
+# %% ../nbs/25_report.ipynb #report-31b
+@dataclass(repr=False)
+class _Findings:
+    "What was found of one network."
+    frame: pd.DataFrame          # measure, value, error, kind, n, why, means, standing; one row per number
+    values: dict[str, Tensor]    # row → value of each sample, float64 [n], NaN where it was not measured
+    spectrum: dict               # 'density': SpectralDensity, 'layers': layer → Eigenvalues, if measured
+    index: Tensor                # which items of the data set were read [n]
+    x: Tensor                    # their inputs [n, C, H, W]
+    y: Tensor                    # their labels [n]
+    model: nn.Module             # the network
+    study: str                   # with which it is compared
+    curves: pd.DataFrame | None  # results of the study, None if they are not there
+    note: str                    # a sentence about this comparison
 
 # %% ../nbs/25_report.ipynb #report-32
 ERROR_BAR = '± is one standard error over the n samples (over draws or halves of them where it says so).'
@@ -668,7 +685,7 @@ def show_samples(x: Tensor, titles: list[str]) -> Figure: # images [n, C, H, W],
     return fig
 
 def _titles(model: nn.Module, x: Tensor, y: Tensor) -> list[str]: # images [n, C, H, W], labels [n]
-    "Label of each image, and what the network takes it for if that is another."
+    "Label of each image, and the predicted class if it is another."
     with frozen(model): found = logits_of(model, to_model(model, x)).argmax(1)
     return [f'label {y}' if y == p else f'{y}, taken for {p}' for y, p in zip(y.tolist(), found.tolist())]
 
@@ -689,19 +706,8 @@ def _page(report) -> str: # of a Report
             + ''.join(map(_inlined, pictures)) + '</body>\n')
 
 # %% ../nbs/25_report.ipynb #report-35
-@dataclass(repr=False)
-class Report:
+class Report(_Findings):
     "What was found of one network. In a notebook it is shown as a table, `print` gives the same as text."
-    frame: pd.DataFrame          # measure, value, error, kind, n, why, means, standing; one row per number
-    values: dict[str, Tensor]    # row → value of each sample, float64 [n], NaN where it was not measured
-    spectrum: dict               # 'density': SpectralDensity, 'layers': layer → Eigenvalues, if measured
-    index: Tensor                # which items of the data set were read [n]
-    x: Tensor                    # their inputs [n, C, H, W]
-    y: Tensor                    # their labels [n]
-    model: nn.Module             # the network
-    study: str                   # with which it is compared
-    curves: pd.DataFrame | None  # results of the study, None if they are not there
-    note: str                    # a sentence about this comparison
     def __repr__(self): return f'{as_text(self.frame, self.study)}\n{ERROR_BAR} {self.note}'
     def _repr_html_(self): return _as_html(self.frame, self.study, f'{ERROR_BAR} {self.note}')
 
@@ -737,9 +743,9 @@ def smoothness(
     study: str = 'digits',               # committed study to compare with
     progress: bool = True,               # show a progress bar with the time left
 ) -> Report:
-    """How smoothly a network fits its training data: every measure with its error bar and what it means.
-    Takes at most 1.3 times `seconds`, plus two samples of the dearest measure and PyTorch's first backward
-    pass. `ValueError` says what to pass instead of an invalid input."""
+    """Measure how smoothly a network fits its training data: every measure with its error bar and what it
+    means. Takes at most 1.3 times `seconds`, plus two samples of the most expensive measure and PyTorch's
+    first backward pass. `ValueError` says what to pass instead of an invalid input."""
     if not (isinstance(seconds, (int, float)) and seconds >= 0):
         raise ValueError(f'seconds must be a number from 0, not {seconds!r}')
     end = time.monotonic() + seconds
@@ -753,7 +759,7 @@ def smoothness(
                          for r in frame.itertuples()]
     return Report(frame, values, spectrum, index, x, y, model, study, curves, note)
 
-def _compared(study): # results, and what is said of them
+def _compared(study): # results, and a sentence about the comparison
     try: return results(study), (f'{study} has its own data and networks: unless they are yours too, compare '
                                  'the place on its curve, not the numbers.')
     except FileNotFoundError as e: return None, f'Not compared with {study}: {e}'
@@ -791,6 +797,7 @@ def built(spec: str) -> tuple: # 'module:function' to the network, and a Normali
                          f'images; it returns {made!r:.80}')
     return model, how
 
+# %% ../nbs/25_report.ipynb #report-63c
 def load_weights(model: nn.Module, path: Path) -> None:
     "Load a state dict, by safetensors or `torch.load(weights_only=True)`. `ValueError` if it does not fit."
     if not Path(path).exists(): raise FileNotFoundError(f'no file {path}')
