@@ -66,9 +66,12 @@ RETRAINED := $(CURDIR)/runs/again-$(shell date +%Y%m%d-%H%M%S)
 endif
 endif
 figures: export SMOOTHINTERP_RUNS = $(or $(RETRAINED),$(CURDIR)/build/no-runs)
+figures: SHELL := bash
+figures: .SHELLFLAGS := -o pipefail -c
 figures: .venv/installed
 	$(if $(RETRAIN),$(BIN)/python tests/retrain.py train $(STUDY))
-	echo $(SHOW) | xargs -n 1 -P 2 $(BIN)/jupyter nbconvert --to notebook --inplace --execute --log-level ERROR
+	echo $(SHOW) | xargs -n 1 -P 2 sh -c '$(BIN)/jupyter nbconvert --to notebook --inplace --execute --log-level ERROR $$0 && echo $$0' \
+	  | $(BIN)/tqdm --total $(words $(SHOW)) --unit notebook
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/gallery.py
 	$(BIN)/python tests/readme.py
