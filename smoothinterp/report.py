@@ -256,7 +256,9 @@ def _trace(model, x, y):
 
 def _theorem2(model, x, y):
     t = check_theorem2(model, x, y)
-    if not t.grad_x: raise ValueError('no loss changes with its input: the theorem says 0 is at most 0')
+    if not t.grad_x:
+        raise ValueError(f'no loss changes with its input at {len(x):,} samples: the theorem says 0 is at '
+                         'most 0')
     if not t.valid_left: raise ValueError(f'{t.layer} is given a patch of zeros: the theorem says nothing')
     error = 2 * t.loss_max * t.trace.error
     return dict(theorem2=Estimate(ratio(t.right, t.valid_left), ratio(error, t.valid_left)),
@@ -408,15 +410,21 @@ def on_budget(
     f: Callable,    # sample numbers [n] to what is found
     order: Tensor,  # all sample numbers, at random [N]
     seconds: float, # its share of the time
+    n: int = 2,     # samples to begin with
 ) -> tuple:         # what was found of the last samples, their numbers [n], seconds that they took
-    "Call `f` with as many samples as the time carries, two at least. It keeps fewer if more had no time."
-    n, left, again, last = 2, seconds, False, None
+    """Call `f` with as many samples as the time carries, two at least. It keeps fewer if more had no time.
+    An error of the first samples is raised if more of them give one too, or there is no time for more."""
+    left, again, last = seconds, False, None
     while True:
         chosen, began = order[:n].sort().values, time.monotonic()
         try: found = f(chosen)
         except _NoTime:
             if last is None: raise
             return last
+        except (*IMPOSSIBLE, RuntimeError):
+            left -= (took := time.monotonic() - began)
+            if last or n >= len(order) or left < 16 * took: raise
+            return on_budget(f, order, left, 16 * n)
         took = time.monotonic() - began
         last = found, chosen, took
         before, left = len(chosen), left - took

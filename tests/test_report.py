@@ -204,6 +204,36 @@ def test_more_samples_without_time_leave_what_fewer_gave():
     with pytest.raises(ValueError): on_budget(lambda i: takes(torch.arange(3)), torch.arange(9), 9)
 
 
+def test_two_samples_that_are_refused_do_not_decide():
+    asked = []
+    def takes(i, least=40, seconds=0):
+        asked.append(len(i))
+        time.sleep(seconds)
+        if len(i) < least: raise ValueError(f'{len(i)} are too few')
+    order = torch.arange(600)
+    assert len(on_budget(takes, order, 9)[1]) == 600 and asked == [2, 32, 512, 600]
+    with pytest.raises(ValueError, match='600 are too few'): on_budget(partial(takes, least=999), order, 9)
+    with pytest.raises(ValueError, match='2 are too few'): on_budget(partial(takes, seconds=.1), order, 1)
+
+
+def test_more_samples_that_are_refused_decide():
+    def takes(i):
+        if 40 in i: raise ValueError('the model fails on this one')
+    with pytest.raises(ValueError, match='fails on this one'): on_budget(takes, torch.arange(99), 9)
+
+
+def test_a_network_that_is_certain_of_two_samples_has_a_theorem(only):
+    only('function', 'theorem2')
+    model = nn.Linear(5, 3, bias=False)
+    model.weight.data.copy_(torch.eye(3, 5))
+    x, y = 10 * torch.eye(3, 5).repeat(20, 1), torch.arange(60) % 3
+    x[torch.randperm(60, generator=torch.Generator().manual_seed(0))[:2]] *= 100 # taken first
+    row = table(smoothness(model, x, y, progress=False)).loc['theorem2']
+    assert row.kind == 'exact' and row.n == 60
+    assert table(smoothness(model, 100 * x, y, progress=False)).loc['theorem2', 'why'].startswith(
+        'no loss changes with its input at 60 samples')
+
+
 def test_what_was_found_on_a_part_is_of_these_samples(only, monkeypatch):
     only('function')
     slow = lambda model, x, y: (time.sleep(.004 * len(x)), dict(first=x.flatten(1)[:, 0].double()))[1]
