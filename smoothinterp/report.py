@@ -281,15 +281,23 @@ def _lanczos(product, start: Tensor, steps: int, seconds: float): # start: rando
         complete = off_diagonal[-1] <= 10 * rounding * max(map(abs, diagonal + off_diagonal))
         if complete or m in (steps, len(start)) or time.monotonic() > end: return
 
-def _largest(product, size: int, like: Tensor, seconds: float) -> Eigenvalues: # of one matrix [size, size]
-    "Largest eigenvalue of a symmetric matrix to 0.1%, or how far the time carries."
+def _largest(product, size: int, like: Tensor, seconds: float, of: str = '') -> Eigenvalues:
+    "Largest eigenvalue of a symmetric matrix [size, size] to 0.1%, or how far the time carries."
     start = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(like)
     for matrix in _lanczos(product, start, 100, seconds):
         found = ritz(*matrix, 1, torch.finfo(like.dtype).eps)
         if found.products > 1 and _settled(found): break
     if _settled(found, .1): return found
-    raise _NoTime(f'no time: {found.products} products leave the largest eigenvalue unknown; pass more '
-                  'seconds')
+    raise _unknown(found, eigenpairs(*matrix)[0][0].item(), found.products < min(100, size), of)
+
+def _unknown(found: Eigenvalues, lowest: float, ended: bool, of: str) -> ValueError: # ended: by the time
+    "Why Lanczos' iteration has not found the largest eigenvalue."
+    (value,), (error,), further = found.values, found.errors, ('call smoothinterp.curvature.top_eigenvalues '
+                                                              'with model.double() and a larger max_iter')
+    known = f'{found.products} products leave the largest eigenvalue{of} at {Estimate(value, error)}'
+    if error < .01 * abs(lowest):
+        return ValueError(f'{known}: it is tiny beside the most negative one, {lowest:.4g}; {further}')
+    return _NoTime(f'no time: {known}; pass more seconds') if ended else ValueError(f'{known}: {further}')
 
 def _settled(found: Eigenvalues, tolerance: float = 1e-3) -> bool: # relative
     return bool((found.errors <= tolerance * found.values.abs()).all())
@@ -308,7 +316,7 @@ def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, b
     if len(x) < FEWEST or seconds < 2 * took: return _no_error(found.values.item())
     try: halves = [_largest_of(model, x[at], y[at], seconds / 2, block).values
                    for at in _at_random(len(x), 2)]
-    except _NoTime: return _no_error(found.values.item())
+    except ValueError: return _no_error(found.values.item())
     error = math.hypot(found.errors.item(), estimate(torch.cat(halves)).error)
     return Estimate(found.values.item(), error)
 
@@ -336,7 +344,8 @@ def _by_layer(model, x, y, seconds: float) -> dict[str, Eigenvalues]: # layer â†
                 raise _NoTime(f'no time: {len(found)} of {len(blocks)} layers took {seconds:.0f} s; pass '
                               'more seconds')
             size = sum(parameters[i].numel() for i in block)
-            found[layer] = _largest(partial(product, block=block), size, parameters[0], share)
+            found[layer] = _largest(partial(product, block=block), size, parameters[0], share,
+                                    f' of {layer}')
     return found
 
 def _layers(model, x, y, seconds):

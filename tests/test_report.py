@@ -128,6 +128,31 @@ def test_a_largest_eigenvalue_with_another_close_by(close):
         assert abs(found.values.item() - close) < 2e-3 * close
 
 
+class Saddle(nn.Module):
+    "A loss that curves down by 100 along 50 weights, and up by next to nothing along one."
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.zeros(50)), nn.Parameter(torch.tensor(.1))
+    def forward(self, x):
+        z = 50 * self.down.square().sum() + 1e-7 * self.up**2 + 0 * x.flatten(1)[:, 0]
+        return torch.stack([z, -z], 1)
+
+
+def test_a_largest_eigenvalue_that_is_tiny_is_no_lack_of_time(only):
+    only('function', 'hessian_lambda_max', 'hessian_layers')
+    rows = table(smoothness(Saddle(), torch.rand(40, 5), torch.zeros(40).long(), seconds=20, progress=False))
+    for row in ('hessian_lambda_max', 'hessian_layer_max'):
+        assert 'tiny beside the most negative one, -100.' in rows.loc[row, 'why']
+        assert 'seconds' not in rows.loc[row, 'why'] and 'top_eigenvalues' in rows.loc[row, 'why']
+
+
+@pytest.mark.parametrize('values, seconds, why', [
+    (torch.linspace(0, 1, 10**5), 0, '^no time: 1 products leave .* pass more seconds'),
+    (torch.tensor([-1., 1e-9]), 9, '^2 products leave .* tiny beside the most negative one, -1;')])
+def test_why_an_eigenvalue_is_unknown(values, seconds, why):
+    with pytest.raises(ValueError, match=why): module._largest(values.mul, len(values), values, seconds)
+
+
 def test_curved_directions_are_those_of_a_dense_hessian(only):
     only('function', 'hessian_density')
     model, x, y = mlp(activation=nn.Tanh), torch.randn(40, 5), torch.arange(40) % 3
