@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['T', 'float32_products', 'true_float32', 'has_unsafe_convolution', 'safe_convolutions', 'device_of', 'dtype_of',
            'frozen', 'twice_differentiable', 'Scripted', 'validated_model', 'logits_of', 'validate_inputs', 'plain',
-           'finite', 'memory_layout', 'laid_out_like', 'to_model', 'first_call', 'confirm_independent', 'default_batch',
-           'validated_batch', 'stream', 'batched']
+           'finite', 'memory_layout', 'laid_out_like', 'to_model', 'first_call', 'confirm_repeatable',
+           'confirm_independent', 'default_batch', 'validated_batch', 'stream', 'batched']
 
 # %% ../nbs/06_batches.ipynb #batches-02
 import inspect
@@ -247,6 +247,14 @@ def first_call(model: nn.Module):
 
 # %% ../nbs/06_batches.ipynb #batches-28c
 @torch.no_grad()
+def confirm_repeatable(model: nn.Module, x: Tensor) -> None: # inputs [n, C, H, W]
+    "`ValueError` if two passes over the same inputs differ."
+    first, again = logits_of(model, x), logits_of(model, x)
+    if ((first - again).abs() > 1e-4 * again.abs().max()).any():
+        raise ValueError('the model gives other logits at each call: something random, such as dropout, '
+                         'is on in evaluation mode')
+
+@torch.no_grad()
 def confirm_independent(
     model: nn.Module, x: Tensor, logits: Tensor,
 ) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
@@ -254,9 +262,7 @@ def confirm_independent(
     def same(a, b): return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
     again = logits_of(model, x)
     if same(logits, again): return
-    if not same(logits_of(model, x), again):
-        raise ValueError('the model gives other logits at each call: something random, such as dropout, '
-                         'is on in evaluation mode')
+    confirm_repeatable(model, x.repeat(-(-64 // len(x)), 1, 1, 1))
     raise ValueError("a sample's logits depend on the other samples of its batch (BatchNorm without running "
                      'statistics? experts that can be full?), so it has no value of its own')
 

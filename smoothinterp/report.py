@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,7 +38,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/25_report.ipynb #report-02b
 from .augment import svd_paths, svd_strengths
-from .batches import batched, frozen, logits_of, to_model, validate_inputs, validated_model
+from .batches import (batched, confirm_repeatable, default_batch, frozen, logits_of, to_model,
+                                  validate_inputs, validated_model)
 from .bounds import layer_norms, upper_bounds
 from .core import atomic
 from .curvature import (Eigenvalues, Estimate, NoClosedForm, SpectralDensity, closed_form_layers,
@@ -482,6 +483,15 @@ class _Job:
     end: float                   # on the monotonic clock, seconds
     pace: float = math.inf       # seconds per pass and sample
 
+    @cached_property
+    def random(self) -> str:
+        "Why a random model has no values, empty if two passes over some samples agree."
+        x = self.x[:max(2, default_batch(self.model, self.x))]
+        try:
+            with frozen(self.model): confirm_repeatable(self.model, to_model(self.model, x))
+        except ValueError as e: return f'{e}'
+        return ''
+
     @property
     def left(self) -> float: return self.end - time.monotonic() # seconds
 
@@ -492,6 +502,7 @@ class _Job:
 
     def check(self, m: Measure, classes: int) -> None:
         "`ValueError` if a measure cannot be begun."
+        if self.random: raise ValueError(self.random)
         if m.images and self.normalize is None:
             raise ValueError('needs images: these are vectors' if _of_vectors(self.x) else
                              'needs pixels: pass normalize=Normalize(mean, std) that gives these inputs')

@@ -289,6 +289,21 @@ def test_a_measure_that_fails_is_a_row(only, monkeypatch, found, why):
     assert row.kind == 'refused' and why in row.why
 
 
+@pytest.mark.parametrize('p', [.5, .002])
+@pytest.mark.parametrize('place', ['first', 'inside', 'last'])
+def test_every_row_of_a_random_network_says_that_it_is_random(p, place):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        def forward(self, x):
+            drop = lambda here, x: nn.functional.dropout(x, p) if here == place else x
+            return drop('last', self.net[3:](drop('inside', self.net[:3](drop('first', x)))))
+    report = smoothness(Dropping().eval(), torch.rand(100, 3, 8, 8), torch.arange(100) % 4, seconds=9, progress=False)
+    assert set(report.frame['kind']) == {'refused'}
+    assert report.frame['why'].str.contains('other logits at each call').all()
+
+
 def test_a_network_with_errors_has_no_theorem_and_vectors_no_pixels():
     x, y = torch.randn(40, 5), torch.randint(3, (40,), generator=torch.Generator().manual_seed(0))
     rows = table(smoothness(mlp(activation=nn.GELU), x, y, progress=False))
