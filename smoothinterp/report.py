@@ -59,8 +59,9 @@ def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H,
     "Inputs as the network takes them. `ValueError` for bytes, pixels in 0..255, channels last, other shapes."
     try: x = torch.as_tensor(x).detach()
     except (TypeError, ValueError, LookupError, RuntimeError):
-        raise ValueError(f'x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
-                         f'{type(x).__name__}: pass torch.tensor(...)') from None
+        how = 'the tensors in it, x and y' if isinstance(x, dict) else 'torch.tensor(...)'
+        raise ValueError('x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
+                         f'{type(x).__name__}: pass {how}') from None
     if len(shape := list(x.shape)) not in (2, 4):
         raise ValueError(f'x must be images [N, C, H, W] or vectors [N, D], not {shape}'
                          + (': pass x[:, None] for grey images' if len(shape) == 3 else ''))

@@ -494,7 +494,7 @@ MISTAKES = {
     'too few labels': (lambda m, x, y: (m, x, y[:5]), 'one per sample'),
     'a path': (lambda m, x, y: (m, Path('x')), 'must be a tensor'),
     'a generator': (lambda m, x, y: (m, (pair for pair in zip(x, y))), 'not a generator'),
-    'a dictionary': (lambda m, x, y: (m, dict(x=x, y=y)), 'not a dict'),
+    'a dictionary': (lambda m, x, y: (m, dict(x=x, y=y)), 'not a dict: pass the tensors in it'),
     'a table': (lambda m, x, y: (m, pd.DataFrame(x.flatten(1)), y), 'not a DataFrame'),
     'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0'),
     'an empty set': (lambda m, x, y: (m, TensorDataset(x[:0], y[:0])), 'the data set is empty'),
