@@ -18,7 +18,6 @@ import textwrap
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,8 +37,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/25_report.ipynb #report-02b
 from .augment import svd_paths, svd_strengths
-from .batches import (batched, confirm_repeatable, default_batch, frozen, logits_of, to_model,
-                                  validate_inputs, validated_model)
+from .batches import (batched, confirm_repeatable, default_batch, device_of, frozen, logits_of,
+                                  to_model, validate_inputs, validated_model)
 from .bounds import layer_norms, upper_bounds
 from .core import atomic
 from .curvature import (Eigenvalues, Estimate, NoClosedForm, SpectralDensity, closed_form_layers,
@@ -536,15 +535,20 @@ def _rows_of(job: _Job, m: Measure, classes: int, order: Tensor, seconds: float)
     if not m.once and not m.timed: job.pace = min(job.pace, took / len(at) / m.cost(classes))
     return rows, found, at
 
+def _backward_once(device: torch.device) -> None:
+    "Measure a network of a few weights."
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2)).to(device)
+        gradient_norms(model, torch.zeros(2, 1, 2, 2), torch.zeros(2).long())
+
 def _measure_all(job: _Job, progress: bool = False) -> tuple[list[dict], dict, dict]:
     "Compute every measure, cheap ones first: rows, row → values [n], what else pictures need."
     with frozen(job.model): classes = logits_of(job.model, to_model(job.model, job.x[:1])).shape[1]
     order = torch.randperm(len(job.x), generator=torch.Generator().manual_seed(0))
     todo, rows, values, others = sorted(MEASURES.values(), key=lambda m: m.cost(classes)), {}, {}, {}
     began = time.monotonic()
-    with suppress(*IMPOSSIBLE, RuntimeError): # PyTorch loads much at its first backward pass
-        gradient_norms(job.model, job.x[:2], job.y[:2])
-    job.end += time.monotonic() - began # which is not counted
+    _backward_once(device_of(job.model)) # PyTorch loads much at its first backward pass
+    job.end += time.monotonic() - began  # which is not counted
     with tqdm(todo, disable=not progress, leave=False, bar_format='{desc}{bar} {n_fmt}/{total_fmt}') as bar:
         for i, m in enumerate(bar):
             bar.set_description(f'{next(iter(m.rows))}, at most {max(job.left, 0):.0f} s left')

@@ -270,6 +270,16 @@ def test_what_was_found_on_a_part_is_of_these_samples(only, monkeypatch):
     torch.testing.assert_close(report.values['first'][there].float(), x[:, 0][there] / 400)
 
 
+def test_without_time_a_network_is_only_looked_at():
+    calls = []
+    class Counted(nn.Linear):
+        def forward(self, x):
+            calls.append(len(x))
+            return super().forward(x)
+    smoothness(Counted(5, 3), torch.rand(20, 5), torch.arange(20) % 3, seconds=0, progress=False)
+    assert len(calls) < 9, calls # logits, memory layout, two passes that must agree
+
+
 def test_a_measure_that_would_take_too_long_is_not_begun(only, monkeypatch):
     only('function')
     begun = []
@@ -540,7 +550,9 @@ def test_a_network_is_left_as_it_was(trained):
     model, x, y, _ = trained
     model = mlp(64, 10).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    numbers = torch.get_rng_state()
     smoothness(model, x.flatten(1)[:20], y[:20], seconds=2, progress=False)
+    assert torch.equal(torch.get_rng_state(), numbers)
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
