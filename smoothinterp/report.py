@@ -61,6 +61,9 @@ def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H,
         how = 'the tensors in it, x and y' if isinstance(x, dict) else 'torch.tensor(...)'
         raise ValueError('x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
                          f'{type(x).__name__}: pass {how}') from None
+    if x.is_complex() or x.layout != torch.strided:
+        raise ValueError(f'x must be dense and of real numbers, not {x.dtype} and {x.layout}: pass x.to_dense() '
+                         'or x.real')
     if len(shape := list(x.shape)) not in (2, 4):
         raise ValueError(f'x must be images [N, C, H, W] or vectors [N, D], not {shape}'
                          + (': pass x[:, None] for grey images' if len(shape) == 3 else ''))
@@ -155,8 +158,18 @@ def network_of_images(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module
     if x.ndim == 2:
         model, x = nn.Sequential(OrderedDict(flatten=nn.Flatten(), model=model)), x[:, None, None]
     validate_inputs(x, y)
-    with frozen(model): logits_of(model, to_model(model, x[:2]), y)
+    _validate_values(x)
+    with frozen(model): logits = logits_of(model, to_model(model, x[:2]), y)
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0])):
+        raise ValueError('the model returns probabilities, which sum to 1 for each sample: pass one that '
+                         'returns logits, without softmax')
     return model, x
+
+def _validate_values(x: Tensor) -> None: # [N, C, H, W]
+    if all(bound.isfinite() for bound in x.aminmax()): return
+    broken = sum(not sample.isfinite().all() for sample in x)
+    raise ValueError(f'x holds NaN or infinite values in {broken:,} of {len(x):,} samples: leave out those where '
+                     'x.flatten(1).isfinite().all(1) is False')
 
 def _of_vectors(x: Tensor) -> bool: # of a report [N, C, H, W]
     "Whether the inputs were vectors."
@@ -773,13 +786,13 @@ def smoothness(
     """How smoothly a network fits its training data: every measure with its error bar and what it means.
     Takes at most 1.3 times `seconds`, plus two samples of the dearest measure and PyTorch's first backward
     pass. `ValueError` says what to pass instead of an invalid input."""
-    if not (isinstance(seconds, (int, float)) and seconds >= 0):
+    if not (isinstance(seconds, (int, float)) and 0 <= seconds < math.inf):
         raise ValueError(f'seconds must be a number from 0, not {seconds!r}')
-    end = time.monotonic() + seconds
+    end, (curves, note) = time.monotonic() + seconds, _compared(study)
     x, y, index, total, normalize = samples(x, y, seconds / 4, normalize)
     model, x = network_of_images(model, x, y)
     rows, values, spectrum = _measure_all(_Job(model, x, y, total, normalize, end), progress)
-    frame, (curves, note) = pd.DataFrame(rows), _compared(study)
+    frame = pd.DataFrame(rows)
     error = frame.set_index('measure')['value']['error']
     known = curves is not None and math.isfinite(error)
     frame['standing'] = [standing(curves, r.measure, r.value, error) if known else ''

@@ -205,7 +205,7 @@ def test_no_time_at_all_is_a_report_of_refusals(trained):
     assert 'pass more seconds' in repr(report) and 'inf s' not in repr(report)
 
 
-@pytest.mark.parametrize('seconds', ['5', -1, None, float('nan')])
+@pytest.mark.parametrize('seconds', ['5', -1, None, math.nan, math.inf])
 def test_seconds_are_a_number(trained, seconds):
     model, x, y, _ = trained
     with pytest.raises(ValueError, match='seconds must be a number from 0'): smoothness(model, x, y, seconds=seconds)
@@ -320,6 +320,17 @@ def test_a_network_with_errors_has_no_theorem_and_vectors_no_pixels():
     assert 'labels are not' in rows.loc['theorem2', 'why']
     assert 'vectors' in rows.loc['volume_loss_jacobian', 'why']
     assert 'Hutchinson' in rows.loc['hessian_trace', 'why'] and 'GELU' in rows.loc['valid_bound', 'why']
+
+
+@pytest.mark.parametrize('around', [torch.no_grad, nullcontext])
+def test_logits_without_a_graph_are_said_to_be_cut_off(around):
+    class Cut(nn.Linear):
+        def forward(self, x):
+            with around(): return super().forward(x).detach()
+    rows = table(smoothness(Cut(5, 3), torch.rand(20, 5), torch.arange(20) % 3, seconds=20, progress=False))
+    assert rows.loc['error', 'kind'] == 'exact'
+    for row in ('loss_jacobian', 'lipschitz', 'gradient_norm', 'hessian_trace', 'hessian_lambda_max', 'hessian_curved'):
+        assert 'cut off from' in rows.loc[row, 'why'], row
 
 
 def test_one_missed_label_of_many_refuses_theorem_2(only, monkeypatch):
@@ -511,6 +522,20 @@ MISTAKES = {
     'an empty loader': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y), 999, drop_last=True)), 'drop_last'),
     'inputs alone': (lambda m, x, y: (m, TensorDataset(x)), 'inputs without labels'),
     'labels twice': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y)), y), 'leave y out'),
+    'logits as images': (lambda m, x, y: (Out(m, lambda z: z[:, :, None, None]), x, y), r'\(model, nn.Flatten\(\)\)'),
+    'one logit': (lambda m, x, y: (Out(m, lambda z: z[:, 0]), x, y), r'return \[0, z\]'),
+    'probabilities': (lambda m, x, y: (Out(m, lambda z: z.softmax(1)), x, y), 'without softmax'),
+    'half precision': (lambda m, x, y: (mlp(64, 10).half(), x.flatten(1), y), r'call model.float\(\) first'),
+    'no values': (lambda m, x, y: (mlp(64, 10).to('meta'), x.flatten(1), y), 'load the weights first'),
+    'another key': (lambda m, x, y: (Out(m, lambda z: dict(z=z)['logits']), x, y), "fails on inputs .*: KeyError"),
+    'two arguments': (lambda m, x, y: (nn.Bilinear(8, 8, 10), x, y), 'fails on inputs .*: TypeError.*input2'),
+    'NaN': (lambda m, x, y: (m, x.index_fill(0, torch.tensor([9, 7]), math.nan), y), 'in 2 of 100 samples: leave out'),
+    'infinite pixels': (lambda m, x, y: (m, TensorDataset(x / 0, y)), 'NaN or infinite values'),
+    'complex numbers': (lambda m, x, y: (m, x + 0j, y), 'or x.real'),
+    'sparse inputs': (lambda m, x, y: (m, x.to_sparse(), y), r'pass x.to_dense\(\)'),
+    'complex labels': (lambda m, x, y: (m, x, y + 0j), 'labels must be integers, not torch.complex64'),
+    'one dimension': (lambda m, x, y: (m, x.flatten(), y), r'vectors \[N, D\], not \[6400\]'),
+    'no study': (lambda m, x, y: (m, x, y, 9, None, 'digit'), 'There are digits, smoke'),
     'a function to normalize': (lambda m, x, y: (m, x, y, 9, lambda x: x), r'pass Normalize\(mean, std\)')}
 
 
