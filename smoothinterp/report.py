@@ -846,8 +846,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(state.get('state_dict', state))
     except (pickle.UnpicklingError, SafetensorError, AttributeError, EOFError, LookupError, RuntimeError,
             TypeError) as e:
+        said = ' '.join(str(e).split()).partition('. ')[0][:200]
         raise ValueError(f'{path} is not a state dict of this network (save model.state_dict() by '
-                         f'safetensors or torch.save): {" ".join(str(e).split())[:200]}') from None
+                         f'safetensors or torch.save): {said}') from None
 
 def images_in(folder: Path, how=None): # how: of `built`; to a data set of pairs
     "The images of a folder of class folders, as inputs. `FileNotFoundError` if there are none."
