@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['T', 'float32_products', 'true_float32', 'has_unsafe_convolution', 'safe_convolutions', 'device_of', 'dtype_of',
            'frozen', 'twice_differentiable', 'Scripted', 'validated_model', 'logits_of', 'validate_inputs', 'plain',
-           'finite', 'memory_layout', 'laid_out_like', 'to_model', 'first_call', 'confirm_independent', 'default_batch',
-           'validated_batch', 'stream', 'batched']
+           'finite', 'memory_layout', 'laid_out_like', 'to_model', 'first_call', 'confirm_repeatable',
+           'confirm_independent', 'default_batch', 'validated_batch', 'stream', 'batched']
 
 # %% ../nbs/06_batches.ipynb #batches-02
 import inspect
@@ -143,6 +143,7 @@ def _validate_weights(name, p):
     if p.is_inference():
         raise ValueError(f'{name} was made in inference_mode and cannot be differentiated: build the model '
                          'outside of it')
+    if p.is_meta: raise ValueError(f'{name} is on the meta device, without values: load the weights first')
     if not p.isfinite().all(): raise ValueError(f'{name} holds NaN or infinite weights')
 
 # %% ../nbs/06_batches.ipynb #batches-20b
@@ -154,8 +155,10 @@ def logits_of(
     """The model's logits. `ValueError` unless they are `[N, classes]`, at least two classes, and the
     labels fit them."""
     try: out = model(x.clone()) # a model may change its input in place
-    except torch.OutOfMemoryError: raise
-    except RuntimeError as e: raise ValueError(f'the model fails on inputs {list(x.shape)}: {e}') from e
+    except (ValueError, torch.OutOfMemoryError): raise
+    except Exception as e:
+        kind = '' if isinstance(e, RuntimeError) else f'{type(e).__name__}: '
+        raise ValueError(f'the model fails on inputs {list(x.shape)}: {kind}{" ".join(str(e).split())}') from e
     _validate_logits(out, len(x))
     if y is not None and not 0 <= y.min() <= y.max() < out.shape[1]:
         raise ValueError(f'labels must lie in 0..{out.shape[1] - 1}; they lie in '
@@ -169,12 +172,13 @@ def _validate_logits(out, n):
     if out.dtype not in (torch.float32, torch.float64):
         raise ValueError(f'the model returns {out.dtype} logits, too coarse to be measured: return them in '
                          'float32')
-    if out.ndim != 2 or len(out) != n:
-        raise ValueError(f'the model must return logits [{n}, classes] for {n} samples, not '
-                         f'{list(out.shape)}')
-    if out.shape[1] < 2:
+    if out.shape[:1] == (n,) and out.shape[1:].numel() == 1:
         raise ValueError('the model returns one logit per sample, but cross-entropy needs two classes: '
                          'for a binary classifier with logit z return [0, z]')
+    if out.ndim != 2 or len(out) != n or not out.shape[1]:
+        how = ': pass nn.Sequential(model, nn.Flatten())' if out.shape[2:] == (1, 1) else ''
+        raise ValueError(f'the model must return logits [{n}, classes] for {n} samples, not '
+                         f'{list(out.shape)}{how}')
 
 # %% ../nbs/06_batches.ipynb #batches-22
 def validate_inputs(x, y=None) -> None:
@@ -217,7 +221,7 @@ def memory_layout(model: nn.Module, x: Tensor) -> torch.memory_format: # x: inpu
             # `contiguous` leaves the strides of grey images as they are
             model(x.to(x.dtype, memory_format=torch.channels_last))
         except torch.OutOfMemoryError: raise
-        except RuntimeError: return torch.contiguous_format
+        except Exception: return torch.contiguous_format
     return torch.channels_last
 
 def laid_out_like(x: Tensor, other: Tensor) -> Tensor: # both [N, C, H, W]
@@ -247,6 +251,14 @@ def first_call(model: nn.Module):
 
 # %% ../nbs/06_batches.ipynb #batches-28c
 @torch.no_grad()
+def confirm_repeatable(model: nn.Module, x: Tensor) -> None: # inputs [n, C, H, W]
+    "`ValueError` if two passes over the same inputs differ."
+    first, again = logits_of(model, x), logits_of(model, x)
+    if ((first - again).abs() > 1e-4 * again.abs().max()).any():
+        raise ValueError('the model gives other logits at each call: something random, such as dropout, '
+                         'is on in evaluation mode')
+
+@torch.no_grad()
 def confirm_independent(
     model: nn.Module, x: Tensor, logits: Tensor,
 ) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
@@ -254,9 +266,7 @@ def confirm_independent(
     def same(a, b): return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
     again = logits_of(model, x)
     if same(logits, again): return
-    if not same(logits_of(model, x), again):
-        raise ValueError('the model gives other logits at each call: something random, such as dropout, '
-                         'is on in evaluation mode')
+    confirm_repeatable(model, x.repeat(-(-64 // len(x)), 1, 1, 1))
     raise ValueError("a sample's logits depend on the other samples of its batch (BatchNorm without running "
                      'statistics? experts that can be full?), so it has no value of its own')
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from .affine import confirm_second_derivative, curved_in, in_double
+from .affine import confirm_graph, confirm_second_derivative, curved_in, in_double
 from .batches import (batched, confirm_independent, default_batch, frozen, logits_of,
                                   stream, to_model, twice_differentiable, validate_inputs, validated_batch,
                                   validated_model)
@@ -179,7 +179,7 @@ def confirm_parameter_derivatives(model: nn.Module, x: Tensor) -> None: # x: inp
         start = flat(parameters).detach()
         u = torch.randn(len(start), generator=torch.Generator().manual_seed(0)).to(start)
         def gradients(**kw):
-            logits = logits_of(model, x)
+            confirm_graph(logits := logits_of(model, x))
             return torch.autograd.grad(logits @ torch.linspace(1, 2, logits.shape[1]).to(logits), parameters,
                                        materialize_grads=True, **kw)
         def at(point):

@@ -298,7 +298,7 @@ def class_labels(y) -> Tensor: # integers [N], tensor, array or list, to int64 [
     if y.ndim > 1:
         how = 'y[:, 0]' if y.shape[1] == 1 else 'y.argmax(1), if they are one-hot'
         raise ValueError(f'labels must be a tensor [N], one per image, not {list(y.shape)}: type {how}')
-    if y.is_floating_point() or y.dtype == torch.bool:
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         broken = y[y != y.round()] if y.is_floating_point() else y[:0]
         how = f'{broken[0]:g} is no class' if len(broken) else 'type y.long()'
         raise ValueError(f'labels must be integers, not {y.dtype}: {how}')

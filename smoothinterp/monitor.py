@@ -38,7 +38,8 @@ def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] o
     if isinstance(x, DataLoader): x = x.dataset
     if isinstance(x, IterableDataset):
         raise ValueError('a stream has no fixed subset: pass tensors x and y, such as its first batch')
-    if y is None and hasattr(x, '__len__') and not hasattr(x, '__array__'): x = Subset(x, drawn(len(x), n))
+    items = hasattr(x, '__len__') and not hasattr(x, '__array__') and not isinstance(x, (dict, str))
+    if y is None and items: x = Subset(x, drawn(len(x), n))
     x, y, *_ = samples(x, y, math.inf, None)
     at = drawn(len(x), n)
     return x[at], y[at]

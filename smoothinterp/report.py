@@ -18,9 +18,8 @@ import textwrap
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,7 +37,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/25_report.ipynb #report-02b
 from .augment import svd_paths, svd_strengths
-from .batches import batched, frozen, logits_of, to_model, validate_inputs, validated_model
+from .batches import (batched, confirm_repeatable, default_batch, device_of, frozen, logits_of,
+                                  to_model, validate_inputs, validated_model)
 from .bounds import layer_norms, upper_bounds
 from .core import atomic
 from .curvature import (Eigenvalues, Estimate, NoClosedForm, SpectralDensity, closed_form_layers,
@@ -58,8 +58,12 @@ def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H,
     "Inputs as the network takes them. `ValueError` for bytes, pixels in 0..255, channels last, other shapes."
     try: x = torch.as_tensor(x).detach()
     except (TypeError, ValueError, LookupError, RuntimeError):
-        raise ValueError(f'x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
-                         f'{type(x).__name__}: pass torch.tensor(...)') from None
+        how = 'the tensors in it, x and y' if isinstance(x, dict) else 'torch.tensor(...)'
+        raise ValueError('x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
+                         f'{type(x).__name__}: pass {how}') from None
+    if x.is_complex() or x.layout != torch.strided:
+        raise ValueError(f'x must be dense and of real numbers, not {x.dtype} and {x.layout}: pass x.to_dense() '
+                         'or x.real')
     if len(shape := list(x.shape)) not in (2, 4):
         raise ValueError(f'x must be images [N, C, H, W] or vectors [N, D], not {shape}'
                          + (': pass x[:, None] for grey images' if len(shape) == 3 else ''))
@@ -155,8 +159,18 @@ def network_of_images(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module
     if x.ndim == 2:
         model, x = nn.Sequential(OrderedDict(flatten=nn.Flatten(), model=model)), x[:, None, None]
     validate_inputs(x, y)
-    with frozen(model): logits_of(model, to_model(model, x[:2]), y)
+    _validate_values(x)
+    with frozen(model): logits = logits_of(model, to_model(model, x[:2]), y)
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0])):
+        raise ValueError('the model returns probabilities, which sum to 1 for each sample: pass one that '
+                         'returns logits, without softmax')
     return model, x
+
+def _validate_values(x: Tensor) -> None: # [N, C, H, W]
+    if all(bound.isfinite() for bound in x.aminmax()): return
+    broken = sum(not sample.isfinite().all() for sample in x)
+    raise ValueError(f'x holds NaN or infinite values in {broken:,} of {len(x):,} samples: leave out those where '
+                     'x.flatten(1).isfinite().all(1) is False')
 
 def _of_vectors(x: Tensor) -> bool: # of a report [N, C, H, W]
     "Whether the inputs were vectors."
@@ -257,7 +271,9 @@ def _trace(model, x, y):
 
 def _theorem2(model, x, y):
     t = check_theorem2(model, x, y)
-    if not t.grad_x: raise ValueError('no loss changes with its input: the theorem says 0 is at most 0')
+    if not t.grad_x:
+        raise ValueError(f'no loss changes with its input at {len(x):,} samples: the theorem says 0 is at '
+                         'most 0')
     if not t.valid_left: raise ValueError(f'{t.layer} is given a patch of zeros: the theorem says nothing')
     error = 2 * t.loss_max * t.trace.error
     return dict(theorem2=Estimate(ratio(t.right, t.valid_left), ratio(error, t.valid_left)),
@@ -280,15 +296,23 @@ def _lanczos(product, start: Tensor, steps: int, seconds: float): # start: rando
         complete = off_diagonal[-1] <= 10 * rounding * max(map(abs, diagonal + off_diagonal))
         if complete or m in (steps, len(start)) or time.monotonic() > end: return
 
-def _largest(product, size: int, like: Tensor, seconds: float) -> Eigenvalues: # of one matrix [size, size]
-    "Largest eigenvalue of a symmetric matrix to 0.1%, or how far the time carries."
+def _largest(product, size: int, like: Tensor, seconds: float, of: str = '') -> Eigenvalues:
+    "Largest eigenvalue of a symmetric matrix [size, size] to 0.1%, or how far the time carries."
     start = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(like)
     for matrix in _lanczos(product, start, 100, seconds):
         found = ritz(*matrix, 1, torch.finfo(like.dtype).eps)
         if found.products > 1 and _settled(found): break
     if _settled(found, .1): return found
-    raise _NoTime(f'no time: {found.products} products leave the largest eigenvalue unknown; pass more '
-                  'seconds')
+    raise _unknown(found, eigenpairs(*matrix)[0][0].item(), found.products < min(100, size), of)
+
+def _unknown(found: Eigenvalues, lowest: float, ended: bool, of: str) -> ValueError: # ended: by the time
+    "Why Lanczos' iteration has not found the largest eigenvalue."
+    (value,), (error,), further = found.values, found.errors, ('call smoothinterp.curvature.top_eigenvalues '
+                                                              'with model.double() and a larger max_iter')
+    known = f'{found.products} products leave the largest eigenvalue{of} at {Estimate(value, error)}'
+    if error < .01 * abs(lowest):
+        return ValueError(f'{known}: it is tiny beside the most negative one, {lowest:.4g}; {further}')
+    return _NoTime(f'no time: {known}; pass more seconds') if ended else ValueError(f'{known}: {further}')
 
 def _settled(found: Eigenvalues, tolerance: float = 1e-3) -> bool: # relative
     return bool((found.errors <= tolerance * found.values.abs()).all())
@@ -307,7 +331,7 @@ def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, b
     if len(x) < FEWEST or seconds < 2 * took: return _no_error(found.values.item())
     try: halves = [_largest_of(model, x[at], y[at], seconds / 2, block).values
                    for at in _at_random(len(x), 2)]
-    except _NoTime: return _no_error(found.values.item())
+    except ValueError: return _no_error(found.values.item())
     error = math.hypot(found.errors.item(), estimate(torch.cat(halves)).error)
     return Estimate(found.values.item(), error)
 
@@ -335,7 +359,8 @@ def _by_layer(model, x, y, seconds: float) -> dict[str, Eigenvalues]: # layer â†
                 raise _NoTime(f'no time: {len(found)} of {len(blocks)} layers took {seconds:.0f} s; pass '
                               'more seconds')
             size = sum(parameters[i].numel() for i in block)
-            found[layer] = _largest(partial(product, block=block), size, parameters[0], share)
+            found[layer] = _largest(partial(product, block=block), size, parameters[0], share,
+                                    f' of {layer}')
     return found
 
 def _layers(model, x, y, seconds):
@@ -409,15 +434,21 @@ def on_budget(
     f: Callable,    # sample numbers [n] to what is found
     order: Tensor,  # all sample numbers, at random [N]
     seconds: float, # its share of the time
+    n: int = 2,     # samples to begin with
 ) -> tuple:         # what was found of the last samples, their numbers [n], seconds that they took
-    "Call `f` with more and more samples, from two on. Return the last result that was found in time."
-    n, left, again, last = 2, seconds, False, None
+    """Call `f` with more and more samples, from `n` on. Return the last result that was found in time. An
+    error of the first samples is raised if more samples give one too, or if there is no time for more."""
+    left, again, last = seconds, False, None
     while True:
         chosen, began = order[:n].sort().values, time.monotonic()
         try: found = f(chosen)
         except _NoTime:
             if last is None: raise
             return last
+        except (*IMPOSSIBLE, RuntimeError):
+            left -= (took := time.monotonic() - began)
+            if last or n >= len(order) or left < 16 * took: raise
+            return on_budget(f, order, left, 16 * n)
         took = time.monotonic() - began
         last = found, chosen, took
         before, left = len(chosen), left - took
@@ -466,6 +497,15 @@ class _Job:
     end: float                   # on the monotonic clock, seconds
     pace: float = math.inf       # seconds per pass and sample
 
+    @cached_property
+    def random(self) -> str:
+        "Why a random model has no values, empty if two passes over some samples agree."
+        x = self.x[:max(2, default_batch(self.model, self.x))]
+        try:
+            with frozen(self.model): confirm_repeatable(self.model, to_model(self.model, x))
+        except ValueError as e: return f'{e}'
+        return ''
+
     @property
     def left(self) -> float: return self.end - time.monotonic() # seconds
 
@@ -476,6 +516,7 @@ class _Job:
 
     def check(self, m: Measure, classes: int) -> None:
         "`ValueError` if a measure cannot be begun."
+        if self.random: raise ValueError(self.random)
         if m.images and self.normalize is None:
             raise ValueError('needs images: these are vectors' if _of_vectors(self.x) else
                              'needs pixels: pass normalize=Normalize(mean, std) that gives these inputs')
@@ -509,15 +550,20 @@ def _rows_of(job: _Job, m: Measure, classes: int, order: Tensor, seconds: float)
     return rows, found, at
 
 # %% ../nbs/25_report.ipynb #report-26c
+def _backward_once(device: torch.device) -> None:
+    "Measure a network of a few weights."
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2)).to(device)
+        gradient_norms(model, torch.zeros(2, 1, 2, 2), torch.zeros(2).long())
+
 def _measure_all(job: _Job, progress: bool = False) -> tuple[list[dict], dict, dict]:
     "Compute every measure, cheap ones first: rows, row â†’ values [n], what else pictures need."
     with frozen(job.model): classes = logits_of(job.model, to_model(job.model, job.x[:1])).shape[1]
     order = torch.randperm(len(job.x), generator=torch.Generator().manual_seed(0))
     todo, rows, values, others = sorted(MEASURES.values(), key=lambda m: m.cost(classes)), {}, {}, {}
     began = time.monotonic()
-    with suppress(*IMPOSSIBLE, RuntimeError): # PyTorch loads much at its first backward pass
-        gradient_norms(job.model, job.x[:2], job.y[:2])
-    job.end += time.monotonic() - began # which is not counted
+    _backward_once(device_of(job.model)) # PyTorch loads much at its first backward pass
+    job.end += time.monotonic() - began  # which is not counted
     with tqdm(todo, disable=not progress, leave=False, bar_format='{desc}{bar} {n_fmt}/{total_fmt}') as bar:
         for i, m in enumerate(bar):
             bar.set_description(f'{next(iter(m.rows))}, at most {max(job.left, 0):.0f} s left')
@@ -746,13 +792,13 @@ def smoothness(
     """Measure how smoothly a network fits its training data: every measure with its error bar and what it
     means. Takes at most 1.3 times `seconds`, plus two samples of the most expensive measure and PyTorch's
     first backward pass. `ValueError` says what to pass instead of an invalid input."""
-    if not (isinstance(seconds, (int, float)) and seconds >= 0):
+    if not (isinstance(seconds, (int, float)) and 0 <= seconds < math.inf):
         raise ValueError(f'seconds must be a number from 0, not {seconds!r}')
-    end = time.monotonic() + seconds
+    end, (curves, note) = time.monotonic() + seconds, _compared(study)
     x, y, index, total, normalize = samples(x, y, seconds / 4, normalize)
     model, x = network_of_images(model, x, y)
     rows, values, spectrum = _measure_all(_Job(model, x, y, total, normalize, end), progress)
-    frame, (curves, note) = pd.DataFrame(rows), _compared(study)
+    frame = pd.DataFrame(rows)
     error = frame.set_index('measure')['value']['error']
     known = curves is not None and math.isfinite(error)
     frame['standing'] = [standing(curves, r.measure, r.value, error) if known else ''
@@ -807,8 +853,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(state.get('state_dict', state))
     except (pickle.UnpicklingError, SafetensorError, AttributeError, EOFError, LookupError, RuntimeError,
             TypeError) as e:
+        said = ' '.join(str(e).split()).partition('. ')[0][:200]
         raise ValueError(f'{path} is not a state dict of this network (save model.state_dict() by '
-                         f'safetensors or torch.save): {" ".join(str(e).split())[:200]}') from None
+                         f'safetensors or torch.save): {said}') from None
 
 def images_in(folder: Path, how=None): # how: of `built`; to a data set of pairs
     "The images of a folder of class folders, as inputs. `FileNotFoundError` if there are none."

@@ -76,8 +76,10 @@ def _carry_out(study: Study, task: list[tuple], train: bool, device: str, notify
     done = train_runs(study, task, device, report) if train else []
     for i, (width, seed) in enumerate(task):
         measure_run(study, width, seed, not train, device,
-                    report=lambda group: notify((width, seed, f'measuring {group}', .9, 0)))
+                    partial(_report_measuring, notify, width, seed))
         notify((width, seed, _ending(done[i]) if train else 'measured', 1, 0))
+
+def _report_measuring(notify, width, seed, group): notify((width, seed, f'measuring {group}', .9, 0))
 
 def _ending(done):
     again = f', drawn again {done["redrawn"]} times because it was dead from the start'

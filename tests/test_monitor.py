@@ -187,6 +187,9 @@ def test_what_is_wrong_is_said_at_once(xy):
     with pytest.raises(ValueError, match='labels are missing'): Monitor(x)
     for n in (0, -1, 2.5):
         with pytest.raises(ValueError, match='number of samples from 1'): Monitor(x, y, samples=n)
+    for given in (dict(x=x, y=y), dict(x=x), {}):
+        with pytest.raises(ValueError, match='not a dict: pass the tensors in it'): Monitor(given)
+    with pytest.raises(ValueError, match='must be a tensor.*, not a str'): Monitor('folder')
     with pytest.raises(ValueError, match='leave y out'): Monitor(DataLoader(TensorDataset(x, y)), y)
     with pytest.raises(ValueError, match='dictionaries'): Monitor([dict(pixels=x[0], label=1)])
     with pytest.raises(ValueError, match='must lie in 0..9'): Monitor(x, y + 5).record(convnet(), 0)

@@ -128,6 +128,31 @@ def test_a_largest_eigenvalue_with_another_close_by(close):
         assert abs(found.values.item() - close) < 2e-3 * close
 
 
+class Saddle(nn.Module):
+    "A loss that curves down by 100 along 50 weights, and up by next to nothing along one."
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.zeros(50)), nn.Parameter(torch.tensor(.1))
+    def forward(self, x):
+        z = 50 * self.down.square().sum() + 1e-7 * self.up**2 + 0 * x.flatten(1)[:, 0]
+        return torch.stack([z, -z], 1)
+
+
+def test_a_largest_eigenvalue_that_is_tiny_is_no_lack_of_time(only):
+    only('function', 'hessian_lambda_max', 'hessian_layers')
+    rows = table(smoothness(Saddle(), torch.rand(40, 5), torch.zeros(40).long(), seconds=20, progress=False))
+    for row in ('hessian_lambda_max', 'hessian_layer_max'):
+        assert 'tiny beside the most negative one, -100.' in rows.loc[row, 'why']
+        assert 'seconds' not in rows.loc[row, 'why'] and 'top_eigenvalues' in rows.loc[row, 'why']
+
+
+@pytest.mark.parametrize('values, seconds, why', [
+    (torch.linspace(0, 1, 10**5), 0, '^no time: 1 products leave .* pass more seconds'),
+    (torch.tensor([-1., 1e-9]), 9, '^2 products leave .* tiny beside the most negative one, -1;')])
+def test_why_an_eigenvalue_is_unknown(values, seconds, why):
+    with pytest.raises(ValueError, match=why): module._largest(values.mul, len(values), values, seconds)
+
+
 def test_curved_directions_are_those_of_a_dense_hessian(only):
     only('function', 'hessian_density')
     model, x, y = mlp(activation=nn.Tanh), torch.randn(40, 5), torch.arange(40) % 3
@@ -180,7 +205,7 @@ def test_no_time_at_all_is_a_report_of_refusals(trained):
     assert 'pass more seconds' in repr(report) and 'inf s' not in repr(report)
 
 
-@pytest.mark.parametrize('seconds', ['5', -1, None, float('nan')])
+@pytest.mark.parametrize('seconds', ['5', -1, None, math.nan, math.inf])
 def test_seconds_are_a_number(trained, seconds):
     model, x, y, _ = trained
     with pytest.raises(ValueError, match='seconds must be a number from 0'): smoothness(model, x, y, seconds=seconds)
@@ -204,6 +229,36 @@ def test_more_samples_without_time_leave_what_fewer_gave():
     with pytest.raises(ValueError): on_budget(lambda i: takes(torch.arange(3)), torch.arange(9), 9)
 
 
+def test_two_samples_that_are_refused_do_not_decide():
+    asked = []
+    def takes(i, least=40, seconds=0):
+        asked.append(len(i))
+        time.sleep(seconds)
+        if len(i) < least: raise ValueError(f'{len(i)} are too few')
+    order = torch.arange(600)
+    assert len(on_budget(takes, order, 9)[1]) == 600 and asked == [2, 32, 512, 600]
+    with pytest.raises(ValueError, match='600 are too few'): on_budget(partial(takes, least=999), order, 9)
+    with pytest.raises(ValueError, match='2 are too few'): on_budget(partial(takes, seconds=.1), order, 1)
+
+
+def test_more_samples_that_are_refused_decide():
+    def takes(i):
+        if 40 in i: raise ValueError('the model fails on this one')
+    with pytest.raises(ValueError, match='fails on this one'): on_budget(takes, torch.arange(99), 9)
+
+
+def test_a_network_that_is_certain_of_two_samples_has_a_theorem(only):
+    only('function', 'theorem2')
+    model = nn.Linear(5, 3, bias=False)
+    model.weight.data.copy_(torch.eye(3, 5))
+    x, y = 10 * torch.eye(3, 5).repeat(20, 1), torch.arange(60) % 3
+    x[torch.randperm(60, generator=torch.Generator().manual_seed(0))[:2]] *= 100 # taken first
+    row = table(smoothness(model, x, y, progress=False)).loc['theorem2']
+    assert row.kind == 'exact' and row.n == 60
+    assert table(smoothness(model, 100 * x, y, progress=False)).loc['theorem2', 'why'].startswith(
+        'no loss changes with its input at 60 samples')
+
+
 def test_what_was_found_on_a_part_is_of_these_samples(only, monkeypatch):
     only('function')
     slow = lambda model, x, y: (time.sleep(.004 * len(x)), dict(first=x.flatten(1)[:, 0].double()))[1]
@@ -213,6 +268,16 @@ def test_what_was_found_on_a_part_is_of_these_samples(only, monkeypatch):
     there = report.values['first'].isfinite()
     assert 2 < there.sum() < 400 and there.sum() == table(report).loc['first', 'n']
     torch.testing.assert_close(report.values['first'][there].float(), x[:, 0][there] / 400)
+
+
+def test_without_time_a_network_is_only_looked_at():
+    calls = []
+    class Counted(nn.Linear):
+        def forward(self, x):
+            calls.append(len(x))
+            return super().forward(x)
+    smoothness(Counted(5, 3), torch.rand(20, 5), torch.arange(20) % 3, seconds=0, progress=False)
+    assert len(calls) < 9, calls # logits, memory layout, two passes that must agree
 
 
 def test_a_measure_that_would_take_too_long_is_not_begun(only, monkeypatch):
@@ -234,12 +299,38 @@ def test_a_measure_that_fails_is_a_row(only, monkeypatch, found, why):
     assert row.kind == 'refused' and why in row.why
 
 
+@pytest.mark.parametrize('p', [.5, .002])
+@pytest.mark.parametrize('place', ['first', 'inside', 'last'])
+def test_every_row_of_a_random_network_says_that_it_is_random(p, place):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        def forward(self, x):
+            drop = lambda here, x: nn.functional.dropout(x, p) if here == place else x
+            return drop('last', self.net[3:](drop('inside', self.net[:3](drop('first', x)))))
+    report = smoothness(Dropping().eval(), torch.rand(100, 3, 8, 8), torch.arange(100) % 4, seconds=9, progress=False)
+    assert set(report.frame['kind']) == {'refused'}
+    assert report.frame['why'].str.contains('other logits at each call').all()
+
+
 def test_a_network_with_errors_has_no_theorem_and_vectors_no_pixels():
     x, y = torch.randn(40, 5), torch.randint(3, (40,), generator=torch.Generator().manual_seed(0))
     rows = table(smoothness(mlp(activation=nn.GELU), x, y, progress=False))
     assert 'labels are not' in rows.loc['theorem2', 'why']
     assert 'vectors' in rows.loc['volume_loss_jacobian', 'why']
     assert 'Hutchinson' in rows.loc['hessian_trace', 'why'] and 'GELU' in rows.loc['valid_bound', 'why']
+
+
+@pytest.mark.parametrize('around', [torch.no_grad, nullcontext])
+def test_logits_without_a_graph_are_said_to_be_cut_off(around):
+    class Cut(nn.Linear):
+        def forward(self, x):
+            with around(): return super().forward(x).detach()
+    rows = table(smoothness(Cut(5, 3), torch.rand(20, 5), torch.arange(20) % 3, seconds=20, progress=False))
+    assert rows.loc['error', 'kind'] == 'exact'
+    for row in ('loss_jacobian', 'lipschitz', 'gradient_norm', 'hessian_trace', 'hessian_lambda_max', 'hessian_curved'):
+        assert 'cut off from' in rows.loc[row, 'why'], row
 
 
 def test_one_missed_label_of_many_refuses_theorem_2(only, monkeypatch):
@@ -424,13 +515,27 @@ MISTAKES = {
     'too few labels': (lambda m, x, y: (m, x, y[:5]), 'one per sample'),
     'a path': (lambda m, x, y: (m, Path('x')), 'must be a tensor'),
     'a generator': (lambda m, x, y: (m, (pair for pair in zip(x, y))), 'not a generator'),
-    'a dictionary': (lambda m, x, y: (m, dict(x=x, y=y)), 'not a dict'),
+    'a dictionary': (lambda m, x, y: (m, dict(x=x, y=y)), 'not a dict: pass the tensors in it'),
     'a table': (lambda m, x, y: (m, pd.DataFrame(x.flatten(1)), y), 'not a DataFrame'),
     'nothing': (lambda m, x, y: (m, x[:0], y[:0]), 'N is 0'),
     'an empty set': (lambda m, x, y: (m, TensorDataset(x[:0], y[:0])), 'the data set is empty'),
     'an empty loader': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y), 999, drop_last=True)), 'drop_last'),
     'inputs alone': (lambda m, x, y: (m, TensorDataset(x)), 'inputs without labels'),
     'labels twice': (lambda m, x, y: (m, DataLoader(TensorDataset(x, y)), y), 'leave y out'),
+    'logits as images': (lambda m, x, y: (Out(m, lambda z: z[:, :, None, None]), x, y), r'\(model, nn.Flatten\(\)\)'),
+    'one logit': (lambda m, x, y: (Out(m, lambda z: z[:, 0]), x, y), r'return \[0, z\]'),
+    'probabilities': (lambda m, x, y: (Out(m, lambda z: z.softmax(1)), x, y), 'without softmax'),
+    'half precision': (lambda m, x, y: (mlp(64, 10).half(), x.flatten(1), y), r'call model.float\(\) first'),
+    'no values': (lambda m, x, y: (mlp(64, 10).to('meta'), x.flatten(1), y), 'load the weights first'),
+    'another key': (lambda m, x, y: (Out(m, lambda z: dict(z=z)['logits']), x, y), "fails on inputs .*: KeyError"),
+    'two arguments': (lambda m, x, y: (nn.Bilinear(8, 8, 10), x, y), 'fails on inputs .*: TypeError.*input2'),
+    'NaN': (lambda m, x, y: (m, x.index_fill(0, torch.tensor([9, 7]), math.nan), y), 'in 2 of 100 samples: leave out'),
+    'infinite pixels': (lambda m, x, y: (m, TensorDataset(x / 0, y)), 'NaN or infinite values'),
+    'complex numbers': (lambda m, x, y: (m, x + 0j, y), 'or x.real'),
+    'sparse inputs': (lambda m, x, y: (m, x.to_sparse(), y), r'pass x.to_dense\(\)'),
+    'complex labels': (lambda m, x, y: (m, x, y + 0j), 'labels must be integers, not torch.complex64'),
+    'one dimension': (lambda m, x, y: (m, x.flatten(), y), r'vectors \[N, D\], not \[6400\]'),
+    'no study': (lambda m, x, y: (m, x, y, 9, None, 'digit'), 'There are digits, smoke'),
     'a function to normalize': (lambda m, x, y: (m, x, y, 9, lambda x: x), r'pass Normalize\(mean, std\)')}
 
 
@@ -470,7 +575,9 @@ def test_a_network_is_left_as_it_was(trained):
     model, x, y, _ = trained
     model = mlp(64, 10).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    numbers = torch.get_rng_state()
     smoothness(model, x.flatten(1)[:20], y[:20], seconds=2, progress=False)
+    assert torch.equal(torch.get_rng_state(), numbers)
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
