@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'LEGEND', 'cost', 'todo', 'tasks', 'sweep', 'plan', 'takes_m
 import sys
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from queue import Empty
 
 import numpy as np
