@@ -157,8 +157,8 @@ def logits_of(
     try: out = model(x.clone()) # a model may change its input in place
     except (ValueError, torch.OutOfMemoryError): raise
     except Exception as e:
-        kind = '' if isinstance(e, RuntimeError) else f'{type(e).__name__}: '
-        raise ValueError(f'the model fails on inputs {list(x.shape)}: {kind}{" ".join(str(e).split())}') from e
+        kind, said = '' if isinstance(e, RuntimeError) else f'{type(e).__name__}: ', ' '.join(str(e).split())
+        raise ValueError(f'the model fails on inputs {list(x.shape)}: {kind}{said}') from e
     _validate_logits(out, len(x))
     if y is not None and not 0 <= y.min() <= y.max() < out.shape[1]:
         raise ValueError(f'labels must lie in 0..{out.shape[1] - 1}; they lie in '

@@ -62,8 +62,8 @@ def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H,
         raise ValueError('x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
                          f'{type(x).__name__}: pass {how}') from None
     if x.is_complex() or x.layout != torch.strided:
-        raise ValueError(f'x must be dense and of real numbers, not {x.dtype} and {x.layout}: pass x.to_dense() '
-                         'or x.real')
+        raise ValueError(f'x must be dense and of real numbers, not {x.dtype} and {x.layout}: pass '
+                         'x.to_dense() or x.real')
     if len(shape := list(x.shape)) not in (2, 4):
         raise ValueError(f'x must be images [N, C, H, W] or vectors [N, D], not {shape}'
                          + (': pass x[:, None] for grey images' if len(shape) == 3 else ''))
@@ -169,8 +169,8 @@ def network_of_images(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module
 def _validate_values(x: Tensor) -> None: # [N, C, H, W]
     if all(bound.isfinite() for bound in x.aminmax()): return
     broken = sum(not sample.isfinite().all() for sample in x)
-    raise ValueError(f'x holds NaN or infinite values in {broken:,} of {len(x):,} samples: leave out those where '
-                     'x.flatten(1).isfinite().all(1) is False')
+    raise ValueError(f'x holds NaN or infinite values in {broken:,} of {len(x):,} samples: leave out those '
+                     'where x.flatten(1).isfinite().all(1) is False')
 
 def _of_vectors(x: Tensor) -> bool: # of a report [N, C, H, W]
     "Whether the inputs were vectors."
