@@ -116,8 +116,9 @@ def width_axis(ax, widths, label: str = 'base width $w$') -> None:
     ax.xaxis.set(major_locator=FixedLocator(named), minor_locator=NullLocator())
     ax.set_xticklabels([f'{w:g}' for w in named])
 
-def thinned(widths: list, ratio: float = 1.6) -> list: # part of `widths`
-    "Widths that stand at least `ratio` apart."
+def thinned(widths: list) -> list: # sorted; part of them
+    "Widths that stand far enough apart to be named: by a factor of 1.6, more on an axis of many octaves."
+    ratio = max(1.6, (widths[-1] / widths[0])**(1 / 6))
     kept = widths[:1]
     for w in widths[1:]:
         if w >= ratio * kept[-1]: kept.append(w)

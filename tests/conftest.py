@@ -1,7 +1,10 @@
+import os
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1' # of processes that tests start
 
 
 def pytest_configure(config):
