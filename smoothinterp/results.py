@@ -334,9 +334,9 @@ def _measure(study, width, seed, folder, device, report):
                 device=_device_name(device)) | provenance()
     once = kept_parts(folder/_PARTS, flat(made | dict(weights=file_digest(kept[max(kept)]))), report)
     rows, left_out = measure_network(trained, once)
-    way = (_history_rows(load_frame(folder/'history.parquet')[0], data)
-           + once('epochs', partial(kept_rows, trained, kept)))
-    for name, found in dict(epochs=way, results=[dict(epoch=max(kept)) | row for row in rows]).items():
+    by_epoch = (_history_rows(load_frame(folder/'history.parquet')[0], data)
+                + once('epochs', partial(kept_rows, trained, kept)))
+    for name, found in dict(epochs=by_epoch, results=[dict(epoch=max(kept)) | row for row in rows]).items():
         df = pd.DataFrame(found).assign(study=study.name, **own)[COLUMNS]
         save_frame(folder/f'{name}.parquet', df, left_out=left_out, **made)
     shutil.rmtree(folder/_PARTS)

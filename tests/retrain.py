@@ -41,15 +41,15 @@ def train(names: list[str], path: Path = COSTS) -> None:
         record(path, 'retrain', {name: dict(minutes=round((time.monotonic() - start) / 60, 1), how='measured')})
 
 
-def compare(name: str, before: pd.DataFrame, way: pd.DataFrame) -> None: # tidy: results and epochs as they were
+def compare(name: str, before: pd.DataFrame, by_epoch: pd.DataFrame) -> None: # tidy: results and epochs as they were
     "Print how far each number of a study moved, and which of its claims changed."
     study = find_study(name)
-    after, way_after = results(study), over_epochs(study)
+    after, by_epoch_after = results(study), over_epochs(study)
     print(f'\n{name}, {after.attrs["source"]}: change of each measure, relative to the larger of both numbers')
     print(movement(before, after).to_string(float_format='{:.2g}'.format))
     print('over epochs:')
-    print(movement(way, way_after).to_string(float_format='{:.2g}'.format))
-    changed = changed_claims(all_claims(before, way), all_claims(after, way_after))
+    print(movement(by_epoch, by_epoch_after).to_string(float_format='{:.2g}'.format))
+    changed = changed_claims(all_claims(before, by_epoch), all_claims(after, by_epoch_after))
     print(f'claims that changed: {len(changed)}')
     if len(changed): print(changed.to_string(float_format='{:.3g}'.format))
 

@@ -158,14 +158,14 @@ def test_fig6(drawn):
 def test_heat_maps_over_epochs(drawn, stem, study):
     "Rows are the epochs of the longest run, columns widths; a run that ended keeps its last value."
     axes = drawn(stem)[0][stem].axes[:3]
-    way = on_the_way(study)
-    widths = sorted(way['width'].unique())
+    by_epoch = on_the_way(study)
+    widths = sorted(by_epoch['width'].unique())
     for ax, (measure, split) in zip(axes, (('error', 'test'), ('loss', 'train'), ('loss_jacobian', 'train'))):
         shown = image(ax).get_array()
         assert shown.shape[1] == len(widths) and len(ax.get_xticklabels()) == len(widths)
         assert isinstance(image(ax).norm, LogNorm) == (measure != 'error')
         at, w = AT.get(study, 2.5), widths[-1]
-        own = way[(way['measure'] == measure) & (way['width'] == w) & (way['split'] == split) & (way['path'] == 'none')]
+        own = by_epoch.query('measure == @measure and width == @w and split == @split and path == "none"')
         ends = own.groupby('seed')['epoch'].max()
         last = np.mean([value(measure, w, s, at, split=split, epoch=e) for s, e in ends.items()])
         np.testing.assert_allclose(shown[-1, -1], last)
