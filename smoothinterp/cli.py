@@ -39,7 +39,7 @@ ABOUT = { # study → data and networks
     'digits-mlp': 'multilayer perceptrons on 1,000 digits, 20% wrong labels: 30 networks',
     'digits-resnet18': 'ResNet18s on 1,000 digits, 20% wrong labels: 24 networks',
     'digits-resnet18-plain': 'as digits-resnet18 without batch normalization, 20% wrong labels: 21 networks',
-    'digits-vit': 'vision transformers on 1,000 digits, 20% wrong labels: 6 networks',
+    'digits-vit': 'vision transformers on 1,000 digits, 20% wrong labels: 18 networks',
     'cifar10-small': 'ConvNets on 4,000 images of CIFAR-10 at 16 x 16 pixels, 20% wrong labels: 24 networks',
 }
 
