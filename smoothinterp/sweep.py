@@ -9,6 +9,7 @@ __all__ = ['PARTS', 'LEGEND', 'cost', 'todo', 'tasks', 'sweep', 'plan', 'takes_m
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache, partial
 from queue import Empty
 
@@ -21,8 +22,8 @@ from tqdm.auto import tqdm
 from .core import DamagedFile, clone, load_tensors, read_json
 from .data import Data, Normalize
 from .models import parameter_count
-from .results import (IMPOSSIBLE, TrainedNetwork, committed_runs, measure_run, measured,
-                                  missing_widths, quick_measures, results, sharpness_around)
+from .results import (GROUPS, IMPOSSIBLE, TrainedNetwork, committed_runs, measure_run,
+                                  measured, missing_widths, quick_measures, results, sharpness_around)
 from .runs import is_held, throw_away
 from .stack import Engine, gpu_group
 from .study import (Study, defined_here, find_study, images, network, run_folder, run_of, source,
@@ -205,11 +206,12 @@ def _trial(
     trained = TrainedNetwork(model, {}, data, m, study.directions)
     evaluate(model, x, y)
     ways = [lambda: engine.epoch(1), lambda: engine.epoch(2), lambda: engine.epoch(3),
-            lambda: evaluate(model, x, y), lambda: sharpness_around(trained), lambda: quick_measures(trained)]
-    *_, train, forward, sharp, quick = (_seconds(way, clock) for way in ways)
+            lambda: evaluate(model, x, y), lambda: sharpness_around(trained), lambda: quick_measures(trained),
+            lambda: GROUPS['hessian_lambda_r'](replace(trained, points=4))]
+    *_, train, forward, sharp, quick, flattest = (_seconds(way, clock) for way in ways)
     return (train / n * images(study) * recipe.epochs,
             forward / n * (images(study) + source(study).tests) * recorded,
-            (sharp + quick * kept) / m * study.points)
+            (sharp + quick * kept) / m * study.points + flattest / 4 * min(100, study.points))
 
 # %% ../nbs/21_sweep.ipynb #sweep-23b
 def _seconds(f, clock):
