@@ -485,6 +485,14 @@ def _refused_rows(m: Measure, why) -> list[dict]:
     return [dict(measure=name, value=math.nan, error=math.nan, kind='refused', n=0, why=f'{why}', means=means)
             for name, means in m.rows.items()]
 
+# %% ../nbs/25_report.ipynb #report-25r
+def _why_random(model: nn.Module, x: Tensor) -> str: # inputs [n, C, H, W]
+    "Why a random model has no values, empty if two passes over some samples agree."
+    try:
+        with frozen(model): confirm_repeatable(model, to_model(model, x[:max(2, default_batch(model, x))]))
+    except ValueError as e: return f'{e}'
+    return ''
+
 # %% ../nbs/25_report.ipynb #report-25
 @dataclass
 class _Job:
@@ -498,13 +506,7 @@ class _Job:
     pace: float = math.inf       # seconds per pass and sample
 
     @cached_property
-    def random(self) -> str:
-        "Why a random model has no values, empty if two passes over some samples agree."
-        x = self.x[:max(2, default_batch(self.model, self.x))]
-        try:
-            with frozen(self.model): confirm_repeatable(self.model, to_model(self.model, x))
-        except ValueError as e: return f'{e}'
-        return ''
+    def random(self) -> str: return _why_random(self.model, self.x)
 
     @property
     def left(self) -> float: return self.end - time.monotonic() # seconds
