@@ -7,8 +7,8 @@ __all__ = ['Estimate', 'estimate', 'NoClosedForm', 'confirm_closed_form', 'close
            'exact_trace', 'random_signs', 'drawn_trace', 'gradient_graph', 'graph_hvp', 'split_like',
            'confirm_parameter_derivatives', 'hessian_product', 'hutchinson_trace', 'hessian_trace', 'tridiagonal',
            'Eigenvalues', 'eigenpairs', 'ritz', 'lanczos', 'top_eigenvalues', 'layer_blocks', 'layer_eigenvalues',
-           'quadrature', 'SpectralDensity', 'smoothed', 'density_of', 'spectral_density', 'layer_rows', 'other_rows',
-           'gauss_newton_gram', 'smallest_eigenvalue']
+           'quadrature', 'SpectralDensity', 'smoothed', 'density_of', 'spectral_density', 'layer_rows', 'grouped',
+           'other_rows', 'gauss_newton_gram', 'smallest_eigenvalue']
 
 # %% ../nbs/11_curvature.ipynb #curvatur-02
 import copy
@@ -456,16 +456,28 @@ def layer_rows(
         yield (part.flatten(2, 3) @ A).unflatten(2, part.shape[2:4]).transpose(1, 2).flatten(2).flatten(0, 1)
     if layer.bias is not None: yield P.sum(3).flatten(2).flatten(0, 1)
 
+# %% ../nbs/11_curvature.ipynb #curvatur-69r
+def grouped(parameters, most: int = 10_000) -> list[list[Tensor]]:
+    "Consecutive parameters in groups of at most `most` entries; a larger one is alone."
+    groups, size = [], most
+    for p in parameters:
+        if size + p.numel() > most: groups, size = [*groups, []], 0
+        groups[-1].append(p)
+        size += p.numel()
+    return groups
+
 # %% ../nbs/11_curvature.ipynb #curvatur-69f
-def other_rows(model, x, v, names: list[str]): # v [N, J, C]; yields [N J, parameters]
+def other_rows(model, x, v, names: list[str]): # v [N, J, C]; yields [N J, some parameters]
     "Per-sample gradients of v · logits by any parameters, one sample and cotangent at a time."
     if not names: return
     with differentiable(model) as named:
         logits = [logits_of(model, x[i:i + 1])[0] for i in range(len(x))]
-        for p in (named[name] for name in names):
-            yield torch.stack([torch.autograd.grad(z @ u, p, retain_graph=True,
-                                                   materialize_grads=True)[0].flatten()
-                               for z, us in zip(logits, v) for u in us])
+        for group in grouped(named[name] for name in names):
+            yield torch.stack([_gradient(z @ u, group) for z, us in zip(logits, v) for u in us])
+
+def _gradient(value, parameters): # [entries of all parameters]
+    of_each = torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in of_each])
 
 # %% ../nbs/11_curvature.ipynb #curvatur-69j
 def _gram_of_columns(model, x, layers):
