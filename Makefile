@@ -1,5 +1,5 @@
 # make fig2    set up, train the embedded study, draw Figure 2
-# make test    set up, run every test
+# make test    set up, run the tests, all but those of minutes (make slow)
 # make docs    set up, build the documentation
 # make avx2    run the tests that depend on how the processor calculates, as on one without AVX-512
 PYTHON ?= python3
@@ -44,11 +44,13 @@ gpu:
 	$(ANY) benchmarks/gpu.py
 	$(ANY) benchmarks/precision.py
 
-# make cifar   the CIFAR-10 studies of both papers, a stage after the other, on a GPU where there is one; stop and start it at any time
+# make cifar   the CIFAR-10 studies of ConvNets, a stage after the other, on a GPU where there is one, three runs at a time there;
+#              stop and start it at any time
 STAGES ?= convnet-cifar10-reduced convnet-a-cifar10-reduced "convnet-cifar10-reduced --seeds 0-2" convnet-cifar10-long
+WORKERS ?= $(if $(shell command -v nvidia-smi),3,$(shell nproc))
 cifar: .venv/installed
 	for stage in $(STAGES); do set -- $$stage; \
-	  $(BIN)/smoothinterp sweep $$stage && $(BIN)/smoothinterp publish $$stage && $(BIN)/papermill nbs/fig2.ipynb -p study $$1 || exit 1; done
+	  $(BIN)/smoothinterp sweep $$stage --workers $(WORKERS) && $(BIN)/smoothinterp publish $$stage && $(BIN)/papermill nbs/fig2.ipynb -p study $$1 || exit 1; done
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute nbs/reproduction.ipynb && $(BIN)/nbdev_clean
 
 # make figures            executes in place, two at a time, the notebooks that show committed results. Each draws its figure again,

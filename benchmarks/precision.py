@@ -37,5 +37,9 @@ if __name__ == '__main__':
     name, *widths = sys.argv[1:] or ['convnet-cifar10-5k', '4', '9', '16']
     device = find_device()
     if device == 'cpu' and len(sys.argv) == 1: sys.exit('no GPU: skipped; name a small study to try it on a CPU')
+    try: study_data(find_study(name), 0)
+    except FileNotFoundError as e:
+        print(f'skipped: {e}')
+        sys.exit()
     table(f'{name} in three precisions, {device}',
           [trained(find_study(name), float(w), p, device) for w in widths for p in ('float32', 'tf32', 'bf16')])

@@ -149,8 +149,9 @@ def _sweep(a):
     print(f'all runs are trained and measured, in {run_folder(study, 0, 0).parent}')
 
 def _status(a):
-    from smoothinterp.sweep import LEGEND, progress
+    from smoothinterp.sweep import LEGEND, progress, time_left
     print(progress(a.study).to_string(), LEGEND, sep='\n')
+    if left := time_left(a.study): print(left)
 
 def _measure(a):
     from smoothinterp.study import find_study, run_folder

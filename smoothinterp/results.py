@@ -170,8 +170,9 @@ def _mean_curvature(trained: TrainedNetwork) -> list[dict]:
 # %% ../nbs/19_results.ipynb #results-19a
 def _largest_curvature(trained: TrainedNetwork) -> list[dict]:
     """Largest eigenvalue of the mean loss's Hessian, with its error bar. Samples are processed in
-    batches to save memory."""
-    top = top_eigenvalues(trained.model, trained.x, trained.y, k=1, tolerance=1e-3, batch=200)
+    batches to save memory; on a GPU the graphs of four such batches are kept."""
+    batch = 250 if next(trained.model.parameters()).is_cuda else 200
+    top = top_eigenvalues(trained.model, trained.x, trained.y, k=1, tolerance=1e-3, batch=batch)
     return [number('hessian_lambda_max', top.values.item(), len(trained.x), top.errors.item())]
 
 def _smallest_curvature(trained: TrainedNetwork) -> list[dict]:

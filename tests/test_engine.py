@@ -167,11 +167,11 @@ def test_a_failed_capture_leaves_its_stream(monkeypatch):
     assert at[-1] is at[0] and len({*taken}) == 2 and at[0] not in taken
 
 
-def on_gpu(precision, stack, epochs=5, family='convnet-a', widths=(4, 6), **changes):
+def on_gpu(precision, stacked, epochs=5, family='convnet-a', widths=(4, 6), **changes):
     "Losses of a few epochs of 10 batches, the last of them smaller."
     nets, x, y = gpu_networks(precision, family, widths)
     n, recipe = len(nets), replace(RECIPE, precision='float32' if precision == 'float64' else precision, **changes)
-    e = Engine(nets, [x] * n, [y] * n, recipe, list(range(n)), stack, x.new_zeros(3))
+    e = Engine(nets, [x] * n, [y] * n, recipe, list(range(n)), stacked, x.new_zeros(3))
     return e, [e.epoch(k) for k in range(1, epochs + 1)]
 
 
@@ -184,15 +184,15 @@ def gpu_networks(precision, family, widths):
 
 @pytest.mark.cuda
 @cuda
-@pytest.mark.parametrize('precision,stack,family,widths,within', [
+@pytest.mark.parametrize('precision,stacked,family,widths,within', [
     ('float32', True, 'convnet-a', (4, 6), 1e-5), ('float32', True, 'convnet-b', (16,), 1e-5),
     ('float32', False, 'vit', (12,), 1e-5),
     ('tf32', True, 'convnet-a', (4, 6), 1e-3), ('tf32', True, 'convnet-b', (16,), 1e-3),
     ('tf32', True, 'convnet-a', (64,), 1e-3),
     ('float64', False, 'resnet18', (4,), 1e-10)]) # rounding grows by 1e5 in these steps of a ResNet
-def test_graph_and_plain_loop_agree(precision, stack, family, widths, within, recwarn):
+def test_graph_and_plain_loop_agree(precision, stacked, family, widths, within, recwarn):
     "Over 50 steps, with the plain loop in true float32 or float64."
-    e, losses = on_gpu(precision, stack, family=family, widths=widths)
+    e, losses = on_gpu(precision, stacked, family=family, widths=widths)
     assert not [w for w in recwarn if 'captured' in str(w.message)] and e.take.full.__name__ == 'replay'
     nets, x, y = gpu_networks(precision, family, widths)
     for i, net in enumerate(nets):
