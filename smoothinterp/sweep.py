@@ -351,7 +351,7 @@ def _under_way(study, folder):
 
 # %% ../nbs/21_sweep.ipynb #sweep-33
 def time_left(study: str | Study) -> str: # '' if nothing is being trained
-    """How long it takes, at most, until every run of a study is trained, at the pace of the runs under way."""
+    """How long it takes, at most, until every run of a study is trained, at the pace of those under way."""
     study = find_study(study)
     epochs, left, paces = study.recipe.epochs, 0, []
     for width, seed in [(w, s) for w in study.widths for s in study.seeds]:
