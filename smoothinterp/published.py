@@ -507,7 +507,7 @@ EFFECTS = {
     'augmentation': 'augmented images are harder to fit',
     'initial weights': 'distances are relative to them',
     'base widths': 'a peak between two widths is missed',
-    'seeds': 'one seed has no band, and seeds differ most next to the threshold'}
+    'seeds': 'seeds differ most next to the threshold, and a single one has no band'}
 SMALLER_RATE = 'a smaller rate fits in more epochs, and may end where the loss is more curved'
 
 # %% ../nbs/23_published.ipynb #publishe-41a
