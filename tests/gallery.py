@@ -1,22 +1,49 @@
 "figures/README.md, the gallery, made from the figure notebooks: `python tests/gallery.py` writes it."
 import json
 import re
+from functools import cache
 from pathlib import Path
+
+from smoothinterp.claims import all_claims
+from smoothinterp.results import over_epochs, results, threshold
 
 ROOT = Path(__file__).parent.parent
 
 
 def gallery() -> str:
-    "Title, question, picture and command of every figure notebook, and of the other studies that are committed."
-    parts = ['# Gallery\n\nEvery picture is drawn by its notebook from committed results; the numbers lie beside it.\n']
+    "Title, question, pictures with captions and commands of every figure notebook."
+    parts = ['# Gallery\n\nEvery picture is drawn by its notebook from committed results; the numbers lie beside it. '
+             'Below a picture stand its study and the papers\' claims that the study does not show.\n']
     for path in sorted((ROOT/'nbs').glob('*.ipynb')):
         if not re.match(r'fig|[bc]\d', path.stem): continue
-        first = ''.join(json.loads(path.read_text())['cells'][0]['source'])
-        title, question = first.split('\n')[0].removeprefix('# '), re.search(r'^> (.*)$', first, re.M).group(1)
+        cells = [''.join(cell['source']) for cell in json.loads(path.read_text())['cells']]
+        title, question = cells[0].split('\n')[0].removeprefix('# '), re.search(r'^> (.*)$', cells[0], re.M).group(1)
         parts.append(f'## {title}\n\n*{question}* [{path.stem}](../nbs/{path.name})\n')
+        default = re.search(r"study: str = '([^']+)'", cells[1])
         for picture in pictures(path.stem):
-            parts.append(f'![{title}]({picture.name})\n\n`{command(path.stem, picture.stem)}`\n')
+            study = other_study(path.stem, picture.stem) or (default and default.group(1))
+            parts.append(f'![{title}]({picture.name})\n\n{caption(path.stem, study)}'
+                         f'`{command(path.stem, picture.stem)}`\n')
     return '\n'.join(parts)
+
+
+def caption(notebook: str, study: str | None) -> str:
+    "A sentence on a study, and one on the claims of a notebook's figure that it does not show."
+    if not study: return ''
+    at, n, failed = facts(study)
+    fits = f'every label is fitted from w = {at:g} on' if at else 'no network fits every label'
+    seeds = 'one seed' if n == 1 else f'{n} seeds'
+    lacks = [claim + f' ({holds})' * (holds != 'no') for figure, claim, holds in failed
+             if figure == notebook.split('_')[0]]
+    return f'`{study}`: {seeds}; {fits}.' + (f' Not shown: {"; ".join(lacks)}.' if lacks else '') + '\n\n'
+
+
+@cache
+def facts(study: str) -> tuple: # threshold, number of seeds, claims that do not hold for every seed
+    df = results(study)
+    table = all_claims(df, over_epochs(study))
+    failed = table[~table['holds'].isin(['yes', 'not measured'])]
+    return threshold(df), df['seed'].nunique(), list(failed[['figure', 'claim', 'holds']].itertuples(index=False))
 
 
 def pictures(stem: str) -> list[Path]:
@@ -26,9 +53,13 @@ def pictures(stem: str) -> list[Path]:
     return sorted(found, key=lambda p: (p.stem != stem, p.stem))
 
 
+def other_study(notebook: str, picture: str) -> str: # empty for the notebook's own
+    return picture.removeprefix(notebook).lstrip('-').removeprefix('classes').lstrip('-')
+
+
 def command(notebook: str, picture: str) -> str:
     "What draws a picture."
-    study = picture.removeprefix(notebook).lstrip('-').removeprefix('classes').lstrip('-')
+    study = other_study(notebook, picture)
     return f'papermill nbs/{notebook}.ipynb' + (f' -p study {study}' if study else '')
 
 
