@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -325,7 +325,8 @@ def _unknown(found: Eigenvalues, lowest: float, ended: bool, of: str) -> ValueEr
     "Why Lanczos' iteration has not found the largest eigenvalue."
     (value,), (error,), further = found.values, found.errors, ('call smoothinterp.curvature.top_eigenvalues '
                                                               'with model.double() and a larger max_iter')
-    known = f'the largest eigenvalue{of} is {Estimate(value, error)} by {_counted(found.products, "product")}'
+    about = Estimate(value, error) if error < abs(value) else 'unknown'
+    known = f'the largest eigenvalue{of} is {about} after {_counted(found.products, "product")}'
     if error < .01 * abs(lowest):
         return ValueError(f'{known}: it is tiny beside the most negative one, {lowest:.4g}; {further}')
     return _NoTime(f'no time: {known}; pass more seconds') if ended else ValueError(f'{known}: {further}')
@@ -419,7 +420,7 @@ def _density(model, x, y, seconds):
                 caveat=f'{_PROBES} random probes of {_counted(int(products), "product")}')
 
 # %% ../nbs/25_report.ipynb #report-18
-_TOO_LARGE = ', where it is on average too large, beyond the error bar'
+_TOO_LARGE = ', where it is on average too large (the error bar is without that)'
 MEASURES |= {
     'gradient_norm': Measure(lambda *a: dict(gradient_norm=gradient_norms(*a)['total']), dict(
         gradient_norm='How hard one sample pulls on the weights: norm of its loss gradient.'), lambda C: 5.),
@@ -694,14 +695,17 @@ def _readable(axis) -> None: # logarithmic
     low, high = axis.get_view_interval()
     axis.set_minor_formatter(NullFormatter())
     if high >= 100 * low: return
-    ticks = [t for t in LogLocator(subs=(1, 2, 5)).tick_values(low, high) if low <= t <= high]
-    if len(ticks) < 2: ticks = MaxNLocator(3).tick_values(low, high)
-    axis.set(major_locator=FixedLocator(ticks), major_formatter='{x:.3g}', minor_locator=NullLocator())
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    shown = lambda ticks: sorted({t for t in ticks if low <= t <= high})
+    ticks = shown(m * 10.**k for k in decades for m in (1, 2, 5, 10))
+    if len(ticks) < 2: ticks = shown(MaxNLocator(4).tick_values(low, high))
+    axis.set(major_locator=FixedLocator(ticks[::1 + len(ticks) // 4]), major_formatter='{x:g}',
+             minor_locator=NullLocator())
 
 def _note(ax, text: str) -> None:
     "Text in the place of a picture."
     share = len(ax.get_subplotspec().colspan) / ax.get_gridspec().ncols
-    text = textwrap.fill(text, round(88 * share))
+    text = textwrap.fill(text, round(72 * share))
     ax.text(.5, .5, text, ha='center', va='center', transform=ax.transAxes, fontsize=6)
     ax.set(xticks=[], yticks=[])
 

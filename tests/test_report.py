@@ -148,8 +148,8 @@ def test_a_largest_eigenvalue_that_is_tiny_is_no_lack_of_time(only):
 
 
 @pytest.mark.parametrize('values, seconds, why', [
-    (torch.linspace(0, 1, 10**5), 0, '^no time: the largest eigenvalue is .* by 1 product; pass more seconds'),
-    (torch.tensor([-1., 1e-9]), 9, '^the largest eigenvalue .* by 2 products: .* the most negative one, -1;')])
+    (torch.linspace(0, 1, 10**5), 0, '^no time: the largest eigenvalue is .* after 1 product; pass more seconds'),
+    (torch.tensor([-1., 1e-9]), 9, '^the largest eigenvalue .* after 2 products: .* the most negative one, -1;')])
 def test_why_an_eigenvalue_is_unknown(values, seconds, why):
     with pytest.raises(ValueError, match=why): module._largest(values.mul, len(values), values, seconds)
 
