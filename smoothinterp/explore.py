@@ -380,7 +380,7 @@ def _arranged(W, menus: dict, image): # W: the module ipywidgets
 class Explorer:
     """Menus, sliders and the picture of what they choose. `start`: first choices, by the names in `MENUS`.
 
-    `ValueError` for one that is not offered."""
+    `ValueError` for one that is not offered, `FileNotFoundError` for a study without results."""
     def __init__(self, **start):
         import ipywidgets as W # of the extra `lab`
         (self.choices, options), self.busy = chosen(**start), False
