@@ -1,5 +1,6 @@
 "The report says what direct calls say, keeps to its time, and has a row for what it cannot measure."
 import math
+import re
 import subprocess
 import sys
 import time
@@ -658,7 +659,8 @@ def test_inputs_with_a_history_are_shown(only, tmp_path):
 def test_a_page_is_one_file(report, tmp_path):
     page = report.save(tmp_path/'report.html').read_text()
     assert page.count('src="data:image/png;base64,') == page.count('src=') == 2
-    assert not any(word in page for word in ('href=', '<script', '<link', 'http')) and len(page) > 50_000
+    text = re.sub('base64,[^"]*', '', page) # which holds any four letters by chance
+    assert not any(word in text for word in ('href=', '<script', '<link', 'http')) and len(page) > 50_000
     assert [p.name for p in tmp_path.iterdir()] == ['report.html']
 
 
