@@ -27,7 +27,7 @@ def on_config(config):
     gather()
     config['docs_dir'] = str(PAGES)
     config['nav'] = [{'Home': 'index.md'}, {'Tutorial': ['nbs/tutorial.ipynb', *notebooks('00_')]},
-                     {'How-to': [*PARTS['How-to'], *notebooks('28_|example'), 'nbs/machines.ipynb']},
+                     {'How-to': [*PARTS['How-to'], *notebooks('28_|example|explore|machines')]},
                      {'Reference': ['reference/folders.md', 'reference/commands.md', *references(),
                                     {'Notebooks': notebooks(r'(0[1-9]|1\d|2[0-7])_')}, 'benchmarks/README.md']},
                      {'Explanation': [*PARTS['Explanation'], 'figures/README.md',
@@ -142,21 +142,24 @@ def reference(path: Path) -> str:
     public = next(ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.Assign) and node.targets[0].id == '__all__')
     parts = [f'# {path.stem}\n\n{ast.get_docstring(tree)}\n\nExamples and tests: [{nb.stem}](../nbs/{nb.name}).\n']
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in tree.body:
         if getattr(node, 'name', None) not in public: continue
-        parts.append(f'## {node.name}\n\n{entry(node, lines)}')
+        bases = [classes[b.id] for b in getattr(node, 'bases', []) if getattr(b, 'id', None) in classes]
+        parts.append(f'## {node.name}\n\n{entry(node, lines, bases)}')
         for method in node.body if isinstance(node, ast.ClassDef) else []:
             if isinstance(method, ast.FunctionDef) and not method.name.startswith('_'):
                 parts.append(f'### {node.name}.{method.name}\n\n{entry(method, lines)}')
     return '\n'.join(parts)
 
 
-def entry(node, lines: list[str]) -> str: # node: function or class
-    "Signature and docstring; of a class also its fields."
+def entry(node, lines: list[str], bases: list = ()) -> str: # node: function or class; bases in its module
+    "Signature and docstring; of a class also its fields and those of its bases."
     start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
     body = next((n for n in node.body if not isinstance(n, ast.AnnAssign)), node.body[-1])
     at = [*range(start, max(node.body[0].lineno - 1, node.lineno))]
-    at += [i for n in node.body if isinstance(n, ast.AnnAssign) for i in range(n.lineno - 1, n.end_lineno)]
+    at += [i for c in (*bases, node) for n in c.body if isinstance(n, ast.AnnAssign)
+           for i in range(n.lineno - 1, n.end_lineno)]
     shown = [lines[i][node.col_offset:] for i in dict.fromkeys(at)]
     if body.lineno == node.lineno: shown[0] = shown[0][:body.col_offset - node.col_offset].rstrip() # all in one line
     return '```python\n' + '\n'.join(shown) + f'\n```\n\n{prose(ast.get_docstring(node) or "")}\n'

@@ -138,6 +138,8 @@ def validated_model(model: nn.Module) -> nn.Module: # without wrappers
     return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
 
 def _validate_weights(name, p):
+    if nn.parameter.is_lazy(p):
+        raise ValueError(f'{name} has no size yet: call the model once, such as on two samples')
     if p.dtype not in (torch.float32, torch.float64):
         raise ValueError(f'{name} is {p.dtype}: measures need float32 or float64; call model.float() first')
     if p.is_inference():
@@ -155,7 +157,10 @@ def logits_of(
     """The model's logits. `ValueError` unless they are `[N, classes]`, at least two classes, and the
     labels fit them."""
     try: out = model(x.clone()) # a model may change its input in place
-    except (ValueError, torch.OutOfMemoryError): raise
+    except torch.OutOfMemoryError: raise
+    except ValueError as e:
+        if 'more than 1 value per channel' not in f'{e}': raise
+        raise ValueError(_MIXES) from e
     except Exception as e:
         kind, said = '' if isinstance(e, RuntimeError) else f'{type(e).__name__}: ', ' '.join(str(e).split())
         raise ValueError(f'the model fails on inputs {list(x.shape)}: {kind}{said}') from e
@@ -164,6 +169,9 @@ def logits_of(
         raise ValueError(f'labels must lie in 0..{out.shape[1] - 1}; they lie in '
                          f'{int(y.min())}..{int(y.max())}')
     return out
+
+_MIXES = ("a sample's logits depend on the other samples of its batch (BatchNorm without running "
+          'statistics? experts that can be full?), so it has no value of its own')
 
 def _validate_logits(out, n):
     if not isinstance(out, Tensor):
@@ -176,7 +184,8 @@ def _validate_logits(out, n):
         raise ValueError('the model returns one logit per sample, but cross-entropy needs two classes: '
                          'for a binary classifier with logit z return [0, z]')
     if out.ndim != 2 or len(out) != n or not out.shape[1]:
-        how = ': pass nn.Sequential(model, nn.Flatten())' if out.shape[2:] == (1, 1) else ''
+        how = (': pass nn.Sequential(model, nn.Flatten())' if out.shape[2:] == (1, 1) else
+               '. A sample is one image with one label: segmentation has no logits of that kind')
         raise ValueError(f'the model must return logits [{n}, classes] for {n} samples, not '
                          f'{list(out.shape)}{how}')
 
@@ -267,8 +276,7 @@ def confirm_independent(
     again = logits_of(model, x)
     if same(logits, again): return
     confirm_repeatable(model, x.repeat(-(-64 // len(x)), 1, 1, 1))
-    raise ValueError("a sample's logits depend on the other samples of its batch (BatchNorm without running "
-                     'statistics? experts that can be full?), so it has no value of its own')
+    raise ValueError(_MIXES)
 
 # %% ../nbs/06_batches.ipynb #batches-29a
 def default_batch(model: nn.Module, x) -> int: # samples
@@ -318,7 +326,8 @@ def _watched(f, model, part, options):
     with first_call(model) as call: found = f(model, *part, **options)
     if len(call) < 2: return found, []
     if not call[1].isfinite().all():
-        raise ValueError("the model's logits are NaN or infinite: its weights are too large, or it diverged")
+        raise ValueError("the model's logits are NaN or infinite: its weights are too large, it diverged, or "
+                         'a class is masked by -inf, for which a large negative number does the same')
     return found, [[t[-1:] for t in call]]
 
 def _confirm(model, pairs): # empties the list

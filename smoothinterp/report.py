@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -58,27 +58,35 @@ def _network_inputs(x) -> Tensor: # tensor or array, to floating point [N, C, H,
     "Inputs as the network takes them. `ValueError` for bytes, pixels in 0..255, channels last, other shapes."
     try: x = torch.as_tensor(x).detach()
     except (TypeError, ValueError, LookupError, RuntimeError):
-        how = 'the tensors in it, x and y' if isinstance(x, dict) else 'torch.tensor(...)'
         raise ValueError('x must be a tensor, an array, a DataLoader or a data set of pairs, not a '
-                         f'{type(x).__name__}: pass {how}') from None
+                         f'{type(x).__name__}{_advice(x)}') from None
     if x.is_complex() or x.layout != torch.strided:
         raise ValueError(f'x must be dense and of real numbers, not {x.dtype} and {x.layout}: pass '
                          'x.to_dense() or x.real')
     if len(shape := list(x.shape)) not in (2, 4):
         raise ValueError(f'x must be images [N, C, H, W] or vectors [N, D], not {shape}'
-                         + (': pass x[:, None] for grey images' if len(shape) == 3 else ''))
+                         + (': pass x[:, None] for grey images' if len(shape) == 3 else
+                            ': pass x.flatten(1) and nn.Sequential(nn.Unflatten(1, x.shape[1:]), model)'
+                            if len(shape) > 4 else ''))
     if len(shape) == 4 and shape[3] <= 4 < min(shape[1:3]):
         raise ValueError(f'images must be [N, C, H, W]; these are {shape}: pass x.permute(0, 3, 1, 2)')
     if len(shape) == 4 and _in_bytes(x[:64]):
         raise ValueError('images have pixels in 0..255: pass what the network was trained on, such as '
                          '(x / 255 - mean) / std')
-    if not x.is_floating_point(): raise ValueError(f'x must be floating-point, not {x.dtype}: pass x.float()')
+    if not x.is_floating_point():
+        raise ValueError(f'x must be floating-point, not {x.dtype}: pass x.float(). Models of token ids '
+                         'cannot be measured: there is no small change of an id')
     return x
 
+def _advice(x) -> str: # of no type that is an input
+    if isinstance(x, dict): return ': pass the tensors in it, x and y'
+    if hasattr(x, 'to_numpy'): return ': pass x.to_numpy()'
+    tensors = isinstance(x, (list, tuple)) and all(isinstance(item, Tensor) for item in x)
+    return ': pass torch.stack(x), of images of one size' if tensors else ''
+
 def _in_bytes(x: Tensor) -> bool:
-    "Whether images hold whole numbers in 0..255, beyond those of normalized pixels."
-    if x.dtype == torch.uint8: return True
-    return bool(x.numel()) and 100 < x.max() <= 255 and x.min() >= 0 and torch.equal(x, x.round())
+    "Whether images hold numbers in 0..255, beyond those of normalized pixels."
+    return x.dtype == torch.uint8 or bool(x.numel()) and 100 < x.max() <= 255 and bool(x.min() >= 0)
 
 # %% ../nbs/25_report.ipynb #report-07
 def _in_known_order(data) -> tuple[DataLoader, list | None]: # indices of the items read; None for a stream
@@ -188,6 +196,7 @@ class Measure:
     fitted: bool = False    # of networks that fit all labels
     timed: bool = False     # f is also given seconds, and ends after them
     caveat: str = ''        # why it is an estimate even where all samples are measured
+    on_part: str = ''       # what to say of it on a part of the samples
 
 FEWEST = 10 # samples for an error bar
 MEASURES: dict[str, Measure] = {} # name → measure; a new one is shown by every later report
@@ -201,6 +210,10 @@ def _rms_estimate(values: Tensor) -> Estimate: # values [N]
 def _no_error(value: float) -> Estimate:
     "A number without an error bar."
     return Estimate(float(value), math.nan)
+
+def _seconds(t: float) -> str: return f'{t:.2g} s' if t < 10 else f'{t:,.0f} s'
+
+def _counted(n: int, what: str) -> str: return f'{n:,} {what}{"s" * (n != 1)}'
 
 class _NoTime(ValueError):
     "A measure was ended by its time before it found something."
@@ -231,7 +244,9 @@ MEASURES |= {
 
 # %% ../nbs/25_report.ipynb #report-15
 def _volumes(model, x, y, normalize):
-    S = x.shape[-1]
+    H, S = x.shape[2:]
+    if H != S or S < 3:
+        raise ValueError(f'SVD paths need square images of at least 3 x 3 pixels; these have {H} x {S}')
     path = partial(svd_paths, directions=max(1, min(4, S - max(svd_strengths(S)))))
     found = sharpness_volumes(model, normalize.inverse(x).clamp(0, 1), y, normalize, path)
     return {f'volume_{k}': found[k][:, -1] for k in ('accuracy', 'loss_jacobian', 'tangent_hessian')}
@@ -247,7 +262,8 @@ MEASURES |= {
         lambda C: 10., images=True, caveat=_COLORS),
     'tangent_parts': Measure(_parts, dict(
         tangent_smooth='The part of the tangent Hessian that is curvature.',
-        tangent_kink='The part that is jumps between the linear pieces of the network.'),
+        tangent_kink='The rest: jumps between the linear pieces of a network of ReLUs. Where there are no '
+                     'kinks, as with GELU, it is the error of a finite step.'),
         lambda C: C + 11., images=True, caveat=_COLORS),
     'volumes': Measure(_volumes, dict(
         volume_accuracy='Accuracy on the way to strong augmentations of the samples (largest volume).',
@@ -309,7 +325,8 @@ def _unknown(found: Eigenvalues, lowest: float, ended: bool, of: str) -> ValueEr
     "Why Lanczos' iteration has not found the largest eigenvalue."
     (value,), (error,), further = found.values, found.errors, ('call smoothinterp.curvature.top_eigenvalues '
                                                               'with model.double() and a larger max_iter')
-    known = f'{found.products} products leave the largest eigenvalue{of} at {Estimate(value, error)}'
+    about = Estimate(value, error) if error < abs(value) else 'unknown'
+    known = f'the largest eigenvalue{of} is {about} after {_counted(found.products, "product")}'
     if error < .01 * abs(lowest):
         return ValueError(f'{known}: it is tiny beside the most negative one, {lowest:.4g}; {further}')
     return _NoTime(f'no time: {known}; pass more seconds') if ended else ValueError(f'{known}: {further}')
@@ -335,17 +352,18 @@ def _with_halves(found: Eigenvalues, model, x, y, seconds: float, took: float, b
     error = math.hypot(found.errors.item(), estimate(torch.cat(halves)).error)
     return Estimate(found.values.item(), error)
 
-def _how_found(top: Estimate, settled: bool) -> str:
+def _how_found(top: Estimate, settled: bool, n: int) -> str: # n: samples
     "How a largest eigenvalue was found."
-    bar = ', error bar from two halves of the samples' if math.isfinite(top.error) else ''
-    return f'Lanczos{bar}{"" if settled else ", a lower bound: no time for more"}'
+    known, halves = math.isfinite(top.error), 'two halves of the samples'
+    bar = f', error bar from {halves}' if known else f', no time for {halves}' if n >= FEWEST else ''
+    return f'Lanczos{bar}{"" if settled else ", a lower bound for these samples: no time for more"}'
 
 def _top(model, x, y, seconds):
     began = time.monotonic()
     found = _largest_of(model, x, y, seconds / 3)
     took = time.monotonic() - began
     top = _with_halves(found, model, x, y, seconds - took, took)
-    return dict(hessian_lambda_max=top, caveat=_how_found(top, _settled(found)))
+    return dict(hessian_lambda_max=top, caveat=_how_found(top, _settled(found), len(x)))
 
 # %% ../nbs/25_report.ipynb #report-17d
 def _by_layer(model, x, y, seconds: float) -> dict[str, Eigenvalues]: # layer → its largest
@@ -356,8 +374,8 @@ def _by_layer(model, x, y, seconds: float) -> dict[str, Eigenvalues]: # layer �
         for layer, block in blocks.items():
             share = (end - time.monotonic()) / (len(blocks) - len(found))
             if share < 0:
-                raise _NoTime(f'no time: {len(found)} of {len(blocks)} layers took {seconds:.0f} s; pass '
-                              'more seconds')
+                raise _NoTime(f'no time: {len(found)} of {_counted(len(blocks), "layer")} were done in '
+                              f'{_seconds(seconds)}; pass more seconds')
             size = sum(parameters[i].numel() for i in block)
             found[layer] = _largest(partial(product, block=block), size, parameters[0], share,
                                     f' of {layer}')
@@ -370,7 +388,7 @@ def _layers(model, x, y, seconds):
     took = time.monotonic() - began
     top = _with_halves(found[layer], model, x, y, seconds - took, took / 2, layer_blocks(model)[layer])
     return dict(hessian_layer_max=top, layers=found,
-                caveat=f'in {layer}; {_how_found(top, all(map(_settled, found.values())))}')
+                caveat=f'in {layer}; {_how_found(top, all(map(_settled, found.values())), len(x))}')
 
 # %% ../nbs/25_report.ipynb #report-17f
 _PROBES, _STEPS, _LEAST = 4, 16, 8 # random probes, products per probe, and the least that say something
@@ -387,8 +405,8 @@ def _quadratures(model, x, y, seconds: float) -> tuple[Tensor, Tensor]: # float6
             *_, matrix = _lanczos(product, start, _STEPS, until - time.monotonic())
             nodes, vectors = eigenpairs(*matrix)
             if len(nodes) < _LEAST and time.monotonic() > until:
-                raise _NoTime(f'no time: there were {len(nodes)} products for a probe in its share of '
-                              f'{seconds:.0f} s, and a density needs {_LEAST}; pass more seconds')
+                raise _NoTime(f'no time: a random probe had {_counted(len(nodes), "product")} in its share '
+                              f'of {_seconds(seconds)}, and a density needs {_LEAST}; pass more seconds')
             found.append([F.pad(part, (0, _STEPS - len(nodes))) for part in (nodes, vectors[0]**2)])
     nodes, weights = zip(*found)
     return torch.stack(nodes), torch.stack(weights)
@@ -397,12 +415,12 @@ def _density(model, x, y, seconds):
     nodes, weights = _quadratures(model, x, y, seconds)
     top, products = nodes.abs().max(), (weights > 0).sum(1).min()
     if not top: return dict(hessian_curved=_no_error(0), caveat='the Hessian is zero at these samples')
-    below = lambda bound: (1 + torch.erf((bound - nodes) / (.03 * top * 2**.5))) / 2 # of each Gaussian
-    curved = 1 - (weights * (below(.1 * top) - below(-.1 * top))).sum(1)
+    curved = (weights * (nodes.abs() > .1 * top)).sum(1)
     return dict(hessian_curved=estimate(curved), density=density_of(nodes, weights, .03 * top.item()),
-                caveat=f'{_PROBES} random probes of {products} products')
+                caveat=f'{_PROBES} random probes of {_counted(int(products), "product")}')
 
 # %% ../nbs/25_report.ipynb #report-18
+_TOO_LARGE = ', where it is on average too large (the error bar is without that)'
 MEASURES |= {
     'gradient_norm': Measure(lambda *a: dict(gradient_norm=gradient_norms(*a)['total']), dict(
         gradient_norm='How hard one sample pulls on the weights: norm of its loss gradient.'), lambda C: 5.),
@@ -411,9 +429,10 @@ MEASURES |= {
         lambda C: 15. + C),
     'hessian_lambda_max': Measure(_top, dict(
         hessian_lambda_max='Sharpness in the weights: the largest curvature of the mean loss.'),
-        lambda C: 300., timed=True),
+        lambda C: 300., timed=True, on_part=_TOO_LARGE),
     'hessian_layers': Measure(_layers, dict(
-        hessian_layer_max='Largest curvature in the weights of a single layer.'), lambda C: 400., timed=True),
+        hessian_layer_max='Largest curvature in the weights of a single layer.'),
+        lambda C: 400., timed=True, on_part=_TOO_LARGE),
     'hessian_density': Measure(_density, dict(
         hessian_curved='Share of directions of the weights with more than 10% of the largest curvature.'),
         lambda C: 500., timed=True),
@@ -461,7 +480,7 @@ def on_budget(
 # %% ../nbs/25_report.ipynb #report-23
 def found_rows(m: Measure, found: dict, n: int, total: int, caveat: str = '') -> list[dict]:
     "Rows of a measure on n of all samples. `ValueError` unless values are finite, one per sample."
-    part = f'on {n:,} of {total:,} samples' if n < total and not m.once else ''
+    part = f'on {n:,} of {total:,} samples{m.on_part}' if n < total and not m.once else ''
     why = '; '.join(filter(None, [part, found.get('caveat', m.caveat), caveat]))
     common = dict(kind='estimate' if why else 'exact', n=1 if m.once else n)
     rows = []
@@ -524,8 +543,8 @@ class _Job:
                              'needs pixels: pass normalize=Normalize(mean, std) that gives these inputs')
         needs = 2 * m.cost(classes) * self.pace
         if m.cost(classes) and (self.left < 0 or math.isfinite(needs) and needs > self.left):
-            takes = f' and two samples take about {needs:.0f} s' if math.isfinite(needs) else ''
-            raise ValueError(f'no time: {max(self.left, 0):.0f} s are left{takes}; pass more seconds')
+            takes = f' and two samples take about {_seconds(needs)}' if math.isfinite(needs) else ''
+            raise ValueError(f'no time: {_seconds(max(self.left, 0))} are left{takes}; pass more seconds')
 
 # %% ../nbs/25_report.ipynb #report-25b
 def _labels_fitted(job: _Job, order: Tensor, seconds: float) -> str: # a caveat, empty if all were classified
@@ -593,12 +612,13 @@ def same_error(df: pd.DataFrame, error: float) -> list[float]: # base widths
     fits = errors[errors < FITS].index
     return [*map(float, fits)] if error < FITS and len(fits) else [float((errors - error).abs().idxmin())]
 
-def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # empty if it was not measured
+def standing(df: pd.DataFrame, row: str, value: float, error: float) -> str: # empty without a value
     "Where a value stands among the networks of a study with the same training error."
     curve, widths = _study_curve(df, row), same_error(df, error)
     curve = curve[curve.index.isin(widths)].dropna()
     if row == 'error': return f'{curve.mean():.3g} at w = {", ".join(f"{w:g}" for w in widths)}'
-    if curve.empty or not math.isfinite(value): return ''
+    if not math.isfinite(value): return ''
+    if curve.empty: return 'not measured'
     if len(curve) == 1: return f'{curve.item():.3g} at w = {curve.index[0]:g}'
     near = f'nearest w = {(curve - value).abs().idxmin():g}'
     place = 'below all' if value < curve.min() else 'above all' if value > curve.max() else near
@@ -656,9 +676,9 @@ def _draw_samples(ax, values: Tensor | None) -> None: # values [N], NaN where no
     values = torch.empty(0) if values is None else values[values > 0]
     if len(values) < 2: return _note(ax, 'no values of single samples')
     low, high = values.log10().aminmax()
-    ax.hist(values, torch.logspace(low, high + 1e-3, 30), color=_BLUE)
+    ax.hist(values, torch.logspace(low - 1e-3, high + 1e-3, 30, dtype=torch.float64), color=_BLUE)
     ax.set(xscale='log', ylabel='samples')
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    _readable(ax.xaxis)
 
 def _draw_standing(ax, df: pd.DataFrame | None, row: str, value: float, study: str) -> None:
     "Curve of a study over width, and the value of this network as a line."
@@ -668,11 +688,24 @@ def _draw_standing(ax, df: pd.DataFrame | None, row: str, value: float, study: s
     ax.plot(curve.index, curve, '.-', color='.25', label=study)
     width_axis(ax, curve.index)
     ax.set_yscale('log')
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    _readable(ax.yaxis)
+
+def _readable(axis) -> None: # logarithmic
+    "Plain numbers, at 1, 2 and 5 or evenly, where an axis spans less than two decades."
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high >= 100 * low: return
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    shown = lambda ticks: sorted({t for t in ticks if low <= t <= high})
+    ticks = shown(m * 10.**k for k in decades for m in (1, 2, 5, 10))
+    if len(ticks) < 2: ticks = shown(MaxNLocator(4).tick_values(low, high))
+    axis.set(major_locator=FixedLocator(ticks[::1 + len(ticks) // 4]), major_formatter='{x:g}',
+             minor_locator=NullLocator())
 
 def _note(ax, text: str) -> None:
     "Text in the place of a picture."
-    text = textwrap.fill(text, 44)
+    share = len(ax.get_subplotspec().colspan) / ax.get_gridspec().ncols
+    text = textwrap.fill(text, round(72 * share))
     ax.text(.5, .5, text, ha='center', va='center', transform=ax.transAxes, fontsize=6)
     ax.set(xticks=[], yticks=[])
 
@@ -766,7 +799,8 @@ class Report(_Findings):
     def sharpest(self, k: int = 16, row: str = 'loss_jacobian') -> Tensor: # [k] or fewer, numbers of samples
         "Of the samples that were measured, those with the largest values, largest first."
         if row not in self.values:
-            raise ValueError(f'{row} has no values of single samples; these have: {", ".join(self.values)}')
+            have = f'these have: {", ".join(self.values)}' if self.values else 'no row has'
+            raise ValueError(f'{row} has no values of single samples; {have}')
         values = self.values[row]
         return values.nan_to_num(-math.inf).topk(min(k, int(values.isfinite().sum()))).indices
 

@@ -62,6 +62,16 @@ def test_all_committed_studies_are_offered_under_readable_names():
             assert options and not any('_' in name for name, _ in options), menu
 
 
+def test_a_study_that_is_not_committed_stays_in_the_menu(monkeypatch):
+    monkeypatch.setattr(explore, 'committed_studies', lambda: ['digits-clean'])
+    explorer = Explorer(study='digits')
+    for study in ('digits-clean', 'digits'):
+        explorer.menus['study'].value = study
+        assert explorer.choices['study'] == study
+        assert explorer.menus['study'].options[1] == ('digits: measured here', 'digits')
+    with pytest.raises(FileNotFoundError, match='no file mine.py'): chosen(study='mine.py')
+
+
 def test_a_width_moves_the_line_the_predictions_and_the_losses(explorer):
     assert set_to(explorer, width=16.) == {'errors', 'images', 'measure', 'losses'}
     panel = measure_panel('digits', 'loss_jacobian', 3, 'noisy', True)
