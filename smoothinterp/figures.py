@@ -250,7 +250,7 @@ def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # 
     step = -(-len(table) // 12)
     ax.set_yticks(np.arange(len(table))[::step] + .5,
                   [f'{v:g}' if isinstance(v, (int, float)) else v for v in table.index[::step]])
-    ax.tick_params(axis='x', labelrotation=90)
+    ax.tick_params(axis='x', labelrotation=90, labelsize=7)
     ax.grid(False)
 
 # %% ../nbs/22_figures.ipynb #figures-28
