@@ -215,10 +215,7 @@ LINES = { # label → (measure, factor of its column, split)
                        'product, operators': ('product_bound', 1, 'train'),
                        'product, reshaped': ('product_bound_reshaped', 1, 'train')},
     'b6_probe': {'training points': ('logit_operator', 1.25, 'train'), 'Gaussian': ('logit_operator', 1.25, 'normal'),
-                 'uniform': ('logit_operator', 1.25, 'uniform'), 'ball': ('logit_operator', 1.25, 'ball')},
-    'b7_layerwise': {'by the input': ('loss_jacobian', 1.25, 'train'),
-                     'by the first layer': ('theorem2:grad_theta1', 1.25, 'train'),
-                     'by its unshared weights': ('theorem2:unshared', 1.25, 'train')}}
+                 'uniform': ('logit_operator', 1.25, 'uniform'), 'ball': ('logit_operator', 1.25, 'ball')}}
 
 
 @pytest.mark.parametrize('stem', LINES)
@@ -251,17 +248,42 @@ def test_b5(drawn):
         assert .99 < line(ax, 'published').get_ydata().max() <= 1
 
 
+def squares(study, seed):
+    "Curves over the widths of a study: measure to values, of the column that a squared norm is the mean of."
+    widths = np.array(sorted(committed(study)['width'].unique()))
+    norms = 'loss_jacobian', 'gradient_norm', 'theorem2:grad_theta1', 'theorem2:unshared'
+    return lambda m: (1.25 if m in norms else 1) * value(m, widths, seed, AT.get(study, 2.5))
+
+
+def left_side(of, smallest='theorem2:x_min'):
+    return (of(smallest) / of('theorem2:theta1') * of('loss_jacobian'))**2
+
+
+def test_b7(drawn):
+    "Right over left side, and a line where both are equal."
+    ax, = drawn('b7_layerwise')[0]['b7_layerwise'].axes
+    over_width(ax, yscale='log')
+    for label, gradient, smallest in (('shared weights', 'theorem2:grad_theta1', 'theorem2:x_min'),
+                                      ('a copy per position', 'theorem2:unshared', 'theorem2:patch_min')):
+        seeds = [squares('digits', s) for s in range(3)]
+        ratio = np.mean([of(gradient)**2 / left_side(of, smallest) for of in seeds], 0)
+        np.testing.assert_allclose(line(ax, label).get_ydata(), ratio)
+    assert any(list(x.get_ydata()) == [1, 1] for x in ax.get_lines())
+
+
 def test_b8(drawn):
-    both, ratio = drawn('b8_theorem2')[0]['b8_theorem2'].axes
-    for ax in (both, ratio): over_width(ax, 'digits-mlp', 'log')
-    at = 48
-    widths = np.array(sorted(committed('digits-mlp')['width'].unique()))
-    of = lambda m, s: value(m, widths, s, at)
-    left = [(of('theorem2:x_min', s) / of('theorem2:theta1', s) * 1.25 * of('loss_jacobian', s))**2 for s in range(3)]
-    left = np.mean(left, 0)
-    right = np.mean([2 * of('theorem2:loss_max', s) * of('hessian_trace', s) for s in range(3)], 0)
-    np.testing.assert_allclose(line(both, 'left side').get_ydata(), left)
-    np.testing.assert_allclose(line(both, 'right side').get_ydata(), right)
+    both, ratio, left, right = drawn('b8_theorem2')[0]['b8_theorem2'].axes
+    for ax in (both, ratio, left, right): over_width(ax, 'digits-mlp', 'log')
+    seeds = [squares('digits-mlp', s) for s in range(3)]
+    mean = lambda of_seed: np.mean([of_seed(of) for of in seeds], 0)
+    right_side = lambda of: 2 * of('theorem2:loss_max') * of('hessian_trace')
+    drawn_as = [(both, 'left side', left_side), (both, 'right side', right_side),
+                (left, r'$x_{\min}/\|\theta^1\|$', lambda of: of('theorem2:x_min') / of('theorem2:theta1')),
+                (left, r'$\mathbb{E}\|\nabla_x L\|^2$', lambda of: of('loss_jacobian')**2),
+                (right, r'$L_{\max}$', lambda of: of('theorem2:loss_max')),
+                (right, 'tr $H$', lambda of: of('hessian_trace'))]
+    for ax, label, of_seed in drawn_as: np.testing.assert_allclose(line(ax, label).get_ydata(), mean(of_seed))
+    np.testing.assert_allclose(ratio.get_lines()[0].get_ydata(), mean(lambda of: right_side(of) / left_side(of)))
 
 
 def test_c2(drawn):
