@@ -406,7 +406,7 @@ def step_claims(
              for s, r in df.groupby('step')}
     return [claim('b9', 'first order predicts every step shown', '1 - largest relative departure',
                   _one(1 - departure.max()), .9),
-            claim('b9', 'gradient steps lead to the observations', 'first / last residual',
+            claim('b9', 'the residual falls', 'first / last residual',
                   _one(error[min(error)] / error[max(error)]), 3)]
 
 # %% ../nbs/24_claims.ipynb #claims-17
