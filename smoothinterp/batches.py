@@ -170,6 +170,7 @@ def logits_of(
                          f'{int(y.min())}..{int(y.max())}')
     return out
 
+# %% ../nbs/06_batches.ipynb #batches-20bx
 _MIXES = ("a sample's logits depend on the other samples of its batch (BatchNorm without running "
           'statistics? experts that can be full?), so it has no value of its own')
 

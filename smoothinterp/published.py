@@ -352,6 +352,7 @@ def _handles(curves):
             *(Line2D([], [], marker='.', label=READINGS[m], **style) for m, style in STYLES.items()
               if m in {*curves['measure']})]
 
+# %% ../nbs/23_published.ipynb #publishe-37ax
 def _axis(ax, curves, theirs, over_threshold):
     widths = np.concatenate([curves['width'], *(curve.index for curve in theirs.values())])
     powers = range(ceil(log2(min(widths)) / 2), floor(log2(max(widths)) / 2) + 1)

@@ -690,6 +690,7 @@ def _draw_standing(ax, df: pd.DataFrame | None, row: str, value: float, study: s
     ax.set_yscale('log')
     _readable(ax.yaxis)
 
+# %% ../nbs/25_report.ipynb #report-34ax
 def _readable(axis) -> None: # logarithmic
     "Plain numbers, at 1, 2 and 5 or evenly, where an axis spans less than two decades."
     low, high = axis.get_view_interval()
