@@ -89,11 +89,11 @@ costs: .venv/installed
 explore: .venv/installed
 	$(BIN)/voila nbs/explore.ipynb
 
-# The documentation as a site that needs no network; its links are checked.
+# The documentation as a site that needs no network; its links are checked, by one process, as each would build the site again.
 docs: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict -q
-	$(PYTEST)/test_docs.py -m slow
+	$(PYTEST)/test_docs.py -m slow -n 0
 	@echo "The documentation: build/site/index.html"
 
 readme: .venv/installed

@@ -1,4 +1,5 @@
-"""The site. mkdocs calls `on_config`, which gathers the pages in build/pages, and `on_page_content`.
+"""The site. mkdocs calls `on_config`, which gathers the pages in a folder of this process, so that two builds at once do
+not take each other's pages away, and `on_page_content`.
 
 Pages are the Markdown files of this folder, the notebooks, the gallery, the benchmarks, and a reference made from
 the exported modules. Formulas become MathML and scripts are local, so that the site needs no network."""
@@ -6,13 +7,15 @@ import ast
 import json
 import re
 import shutil
+import tempfile
 import unicodedata
 from pathlib import Path
 
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parent.parent
-PAGES = ROOT/'build/pages'
+GATHERED = tempfile.TemporaryDirectory(prefix='pages-') # deleted when the process ends
+PAGES = Path(GATHERED.name)
 CODE = r'(```.*?```|`[^`\n]*`|(?:^|(?<=\n))(?: {4}[^\n]*(?:\n|$))+)' # fenced, inline, indented
 PRINTED = r'\$((?:(?!\\\\)[^$])+?)\$' # a formula in a printed table, not the repr of one
 STYLE = r'<style type="text/css">(.*?)</style>'
@@ -59,7 +62,7 @@ def references() -> list[dict]: return [{p.stem: f'reference/{p.stem}.md'} for p
 
 
 def gather() -> None:
-    "Fill build/pages."
+    "Fill the folder of pages."
     shutil.rmtree(PAGES, ignore_errors=True)
     for path in (ROOT/'docs').rglob('*.*'):
         if path.suffix == '.md': write(path.relative_to(ROOT/'docs'), markdown(path.read_text()))
