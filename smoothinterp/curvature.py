@@ -286,7 +286,7 @@ class Eigenvalues(NamedTuple):
 
     def __repr__(self):
         values = [repr(Estimate(v.item(), e.item())) for v, e in zip(self.values, self.errors)]
-        return f'{", ".join(values)} ({self.products} products)'
+        return f'{", ".join(values)} ({self.products} product{"s" * (self.products != 1)})'
 
 # %% ../nbs/11_curvature.ipynb #curvatur-63h
 def eigenpairs(diagonal: list, off_diagonal: list) -> tuple[Tensor, Tensor]: # float64 [m] ascending, [m, m]

@@ -301,12 +301,18 @@ def picture(
     return file.getvalue()
 
 # %% ../nbs/explore.ipynb #explore-25
+@lru_cache(None)
+def _committed() -> dict[str, str]: # study → name
+    "Committed studies, named by their data and networks, read once."
+    return {study: f'{study}: {ABOUT[study].rpartition(":")[0]}' for study in committed_studies()}
+
 def _studies(c: dict) -> list[tuple]: # (name, value)
-    "Committed studies, named by their data and networks, and the chosen one if it was measured here."
-    committed = [(f'{s}: {ABOUT[s].rpartition(":")[0]}', s) for s in committed_studies()]
-    if (own := c['study']) in (None, *committed_studies()): return committed
-    frame(own) # an error says why there are no results
-    return [*committed, (f'{own}: measured here', own)]
+    "Committed studies, and the chosen one if it was measured here."
+    names, own = _committed(), c['study']
+    if own not in (None, *names):
+        frame(own) # an error says why there are no results
+        names = names | {own: f'{own}: measured here'}
+    return [(name, study) for study, name in names.items()]
 
 def _measures(c: dict) -> list[tuple]: # (name, value)
     "Measures of a study, those with volumes first."

@@ -149,6 +149,7 @@ def over_width(
 
 def _name_values(ax):
     low, high = ax.get_ylim()
+    if ax.get_yscale() == 'linear': ax.locator_params(axis='y', min_n_ticks=3)
     if ax.get_yscale() == 'log' and high < 100 * low:
         ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=LogLocator(subs='all'),
                      minor_formatter=NullFormatter())
