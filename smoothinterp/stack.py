@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UPDATES', 'can_stack', 'is_plain', 'window', 'padded_shape', 'stack_parameters', 'stacked_parameters', 'linear',
-           'linear_on_gpu', 'grouped', 'Stack', 'mean_losses', 'sgd_', 'adam_', 'fast_cuda', 'capture', 'captured',
-           'side_by_side', 'Samples', 'TrainingStep', 'RecordedStep', 'training_stack', 'TrainingJob', 'training_step',
-           'begin_epoch', 'Engine', 'stacks', 'gpu_group']
+           'linear_on_gpu', 'grouped', 'layout', 'Stack', 'mean_losses', 'sgd_', 'adam_', 'fast_cuda', 'capture',
+           'captured', 'side_by_side', 'Samples', 'TrainingStep', 'RecordedStep', 'training_stack', 'TrainingJob',
+           'training_step', 'begin_epoch', 'Engine', 'stacks', 'gpu_group']
 
 # %% ../nbs/15_stack.ipynb #engine-02
 import warnings
@@ -25,28 +25,39 @@ from .train import LOSSES, Recipe, crop_draws, crops_and_flips, epoch_order, lr_
 
 # %% ../nbs/15_stack.ipynb #engine-05
 def can_stack(model: nn.Module) -> bool:
-    """Whether a network is an `nn.Sequential` of plain convolutions, ReLUs, pools and linear layers only,
-    such as the ConvNets and the dense networks."""
-    return isinstance(model, nn.Sequential) and all(map(is_plain, model))
+    """Whether a network is an `nn.Sequential` of plain layers only: convolutions, ReLUs and pools, one
+    flattening, then linear layers and ReLUs, such as the ConvNets and the dense networks."""
+    if not isinstance(model, nn.Sequential) or not all(map(is_plain, model)): return False
+    names = [type(layer).__name__ for layer in model]
+    if names.count('Flatten') != 1: return False
+    at = names.index('Flatten')
+    return 'Linear' not in names[:at] and {*names[at + 1:]} <= {'Linear', 'ReLU'}
 
 def is_plain(layer: nn.Module) -> bool:
-    "Whether a layer is what `Stack` computes: a convolution has a bias and moves by single pixels."
-    if type(layer) in (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten): return True
-    if type(layer) is nn.Linear: return layer.bias is not None
-    return (type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == 'zeros'
-            and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1))
+    """Whether a layer is what `Stack` computes: a convolution moves by single pixels, all weights are
+    trained, and nothing is computed from them before they are used."""
+    if type(layer) is nn.Flatten: return (layer.start_dim, layer.end_dim) == (1, -1)
+    if type(layer) is nn.MaxPool2d: return not layer.return_indices
+    if type(layer) in (nn.ReLU, nn.AvgPool2d): return True
+    trained = [name for name, p in layer.named_parameters() if p.requires_grad]
+    if type(layer) not in (nn.Conv2d, nn.Linear) or trained != ['weight', 'bias']: return False
+    if type(layer) is nn.Linear: return True
+    options = layer.padding_mode, layer.stride, layer.dilation, layer.groups
+    return options == ('zeros', (1, 1), (1, 1), 1)
 
 def window(stacked: Tensor, i: int, n: int, shape: tuple) -> Tensor: # view of that shape
     "The part of a stacked parameter [n * rows, ...] that belongs to network i of n."
     return stacked.unflatten(0, (n, -1))[i][tuple(slice(s) for s in shape)]
 
 # %% ../nbs/15_stack.ipynb #engine-05b
-def padded_shape(shapes: list[tuple], multiple: int, first: bool, last: bool) -> list[int]:
+def padded_shape(shapes: list[tuple], multiple: int, first: bool, last: bool, pixels: int = 1) -> list[int]:
     """The smallest shape that holds all of `shapes`, with hidden channels a multiple of `multiple`.
-    Outputs (dimension 0) are hidden except in the last layer, inputs (dimension 1) except in the first."""
+    Outputs (dimension 0) are hidden except in the last layer, inputs (dimension 1) except in the first.
+    Inputs are values of `pixels` pixels per channel."""
     shape = [max(sizes) for sizes in zip(*shapes)]
-    hidden = [0] * (not last) + [1] * (not first and len(shape) > 1)
-    return [-(-s // multiple) * multiple if d in hidden else s for d, s in enumerate(shape)]
+    hidden = {0: multiple} if not last else {}
+    if not first and len(shape) > 1: hidden[1] = multiple * pixels
+    return [-(-s // hidden.get(d, 1)) * hidden.get(d, 1) for d, s in enumerate(shape)]
 
 def stack_parameters(parts: list[Tensor], shape: list[int]) -> nn.Parameter: # [n * rows, ...]
     "One parameter that holds a copy of those of n networks, each padded with zeros to `shape`."
@@ -62,9 +73,13 @@ def stacked_parameters(
 ) -> list[nn.Parameter]:   # each [n * rows, ...]
     "The parameters of n networks of one family as those of one network."
     parts = list(zip(*(m.parameters() for m in models)))
-    shapes = [padded_shape([p.shape for p in ps], multiple, first=j < 2, last=j >= len(parts) - 2)
-              for j, ps in enumerate(parts)]
-    return [stack_parameters(ps, shape) for ps, shape in zip(parts, shapes)]
+    channels, found = parts[0][0].shape[1], []
+    for j, ps in enumerate(parts):
+        pixels = ps[0].shape[1] // channels if ps[0].ndim > 1 else 1
+        shape = padded_shape([p.shape for p in ps], multiple, j < 2, j >= len(parts) - 2, pixels)
+        found.append(stack_parameters(ps, shape))
+        channels = len(ps[0])
+    return found
 
 # %% ../nbs/15_stack.ipynb #engine-08b
 def linear(
@@ -92,14 +107,23 @@ def grouped(layer: nn.Module, x: Tensor, own: list[Tensor], n: int) -> Tensor:
         return (linear_on_gpu if x.is_cuda else linear)(x, *(p.unflatten(0, (n, -1)) for p in own))
     return layer(x)
 
+# %% ../nbs/15_stack.ipynb #engine-08i
+def layout(model: nn.Sequential) -> list[tuple]: # (class, options) per layer
+    "What the layers of a network compute, apart from their sizes."
+    sizes = {'in_channels', 'out_channels', 'in_features', 'out_features', 'training'}
+    return [(type(layer), {k: v for k, v in vars(layer).items() if k[0] != '_' and k not in sizes})
+            for layer in model]
+
 # %% ../nbs/15_stack.ipynb #engine-08
 class Stack(nn.Module):
     """Several networks of one family as one network; their parameters become views of its own.
-    `ValueError` if one of them is not a plain chain of layers (`can_stack`)."""
+    `ValueError` if one of them is not a plain chain of layers (`can_stack`), or has other layers."""
     def __init__(self, models: list[nn.Sequential], multiple: int = 1): # hidden channels: a multiple of this
         super().__init__()
         if not all(can_stack(m) for m in models):
             raise ValueError('only plain chains of layers, such as the ConvNets, can be stacked')
+        if any(layout(m) != layout(models[0]) for m in models):
+            raise ValueError('networks of a stack must have the same layers, apart from their sizes')
         self.layers, self.n = list(models[0]), len(models)
         self.shapes = [[p.shape for p in m.parameters()] for m in models]
         self.stacked = nn.ParameterList(stacked_parameters(models, multiple))
@@ -286,8 +310,9 @@ def training_stack(models: list[nn.Module], device: str) -> Stack:
 # %% ../nbs/15_stack.ipynb #engine-21a
 @dataclass(eq=False)
 class TrainingJob:
-    "One network to train, or several as a stack, and its data. `ValueError` for several without `stack`."
-    models: list[nn.Module]      # several only with `stack`; also a single one of a stack
+    """One network to train, or several as a stack, and its data. `ValueError` for several without
+    `stack`, for lists of different lengths, and for crops without `black`."""
+    models: list[nn.Module]      # several need `stack`; a single one may be stacked too
     xs: list[Tensor]             # inputs of each network [N, C, H, W]
     ys: list[Tensor]             # labels of each network [N]
     recipe: Recipe               # of all networks
@@ -299,6 +324,10 @@ class TrainingJob:
     def __post_init__(self):
         if len(self.models) > 1 and not self.stack:
             raise ValueError('several networks are trained stacked: stack=True')
+        if {len(self.xs), len(self.ys), len(self.seeds)} != {len(self.models)}:
+            raise ValueError('models, xs, ys and seeds need one entry per network')
+        if self.recipe.augment and self.black is None:
+            raise ValueError('crops need black, the input value of a black pixel')
 
     @property
     def batches(self) -> int:
@@ -368,6 +397,7 @@ def stacks(
     return can_stack(model) and (device != 'cpu' or (size <= 8 and width <= 6))
 
 def gpu_group(width: float) -> int: # base width to number of networks
-    """Number of ConvNets stacked on a GPU: 1 to 8, with at most 32 channels in their first layers together.
+    """Number of ConvNets stacked on a GPU: 1 to 8, with at most 32 channels in their first layers together,
+    and one if it is wider.
     These limits are a guess, to be checked by `benchmarks/gpu.py`."""
     return max(1, min(8, int(32 // width)))
