@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'panels', 'ordered', 'label_of', 'seed_values',
-           'draw_curve', 'seeds_note', 'missing_note', 'write_notes', 'width_axis', 'thinned', 'mark_threshold',
-           'mark_width', 'over_width', 'volume_curves', 'sharpness_panels', 'carried_forward', 'over_epoch',
-           'epoch_table', 'name_columns', 'mark_columns', 'heat_map', 'save_figure', 'keep_figure']
+           'draw_curve', 'seeds_note', 'missing_note', 'write_notes', 'width_axis', 'thinned', 'name_values',
+           'mark_threshold', 'mark_width', 'over_width', 'volume_curves', 'sharpness_panels', 'carried_forward',
+           'over_epoch', 'epoch_table', 'name_columns', 'mark_columns', 'heat_map', 'save_figure', 'keep_figure']
 
 # %% ../nbs/22_figures.ipynb #figures-02
+from collections.abc import Sequence
 from contextlib import contextmanager
-from math import ceil
+from math import ceil, log
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,9 +19,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
-from .core import atomic, figures_dir, frame_digest, load_frame, run_name, save_frame
+from .core import atomic, clone, figures_dir, frame_digest, load_frame, run_name, save_frame
 from .results import threshold
 from .runs import provenance
 
@@ -116,17 +117,32 @@ def write_notes(fig: Figure, df: pd.DataFrame) -> None:
 def width_axis(ax, widths, label: str = 'base width $w$') -> None:
     "A logarithmic axis of widths, with as many of them named as there is room for."
     ax.set(xscale='log', xlabel=label)
-    named = thinned(sorted(widths))
+    grid = ax.get_subplotspec()
+    named = thinned(sorted(widths), 48 // (grid.get_gridspec().ncols if grid else 1))
     ax.xaxis.set(major_locator=FixedLocator(named), minor_locator=NullLocator())
     ax.set_xticklabels([f'{w:g}' for w in named])
 
-def thinned(widths: list) -> list: # sorted; part of them
-    "Widths that stand far enough apart to be named: by a factor of 1.6, more on an axis of many octaves."
-    ratio = max(1.6, (widths[-1] / widths[0])**(1 / 6))
-    kept = widths[:1]
+def thinned(
+    widths: list,   # sorted
+    room: int = 16, # characters that fit side by side on the axis
+) -> list:          # part of the widths
+    "Widths that are a factor of 1.9 apart, with room for half a character between their names on a log axis."
+    size = lambda w: len(f'{w:g}') - .5 * ('.' in f'{w:g}')
+    per_factor, kept = room / max(1, log(widths[-1] / widths[0])), widths[:1]
     for w in widths[1:]:
-        if w >= ratio * kept[-1]: kept.append(w)
+        apart, least = log(w / kept[-1]), (size(w) + size(kept[-1]) + 1) / 2
+        if apart >= log(1.9) and apart * per_factor >= least: kept.append(w)
     return kept
+
+# %% ../nbs/22_figures.ipynb #figures-12e
+def name_values(ax) -> None:
+    "Name enough values on the y-axis. Call it again if more was drawn."
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == 'linear': return ax.locator_params(axis='y', min_n_ticks=3)
+    few = ax.get_yscale() == 'log' and high < 100 * low
+    ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if few else (1,)),
+                 minor_locator=LogLocator(subs='all'), minor_formatter=NullFormatter())
+    ax.yaxis.set_major_formatter('{x:g}' if few else LogFormatterSciNotation())
 
 # %% ../nbs/22_figures.ipynb #figures-12c
 def mark_threshold(ax, df: pd.DataFrame) -> None: # df: tidy
@@ -145,15 +161,7 @@ def over_width(
     width_axis(ax, df['width'].unique())
     mark_threshold(ax, df)
     mark_width(ax, width, df)
-    _name_values(ax)
-
-def _name_values(ax):
-    low, high = ax.get_ylim()
-    if ax.get_yscale() == 'linear': ax.locator_params(axis='y', min_n_ticks=3)
-    if ax.get_yscale() == 'log' and high < 100 * low:
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=LogLocator(subs='all'),
-                     minor_formatter=NullFormatter())
-        ax.yaxis.set_major_formatter('{x:g}')
+    name_values(ax)
 
 # %% ../nbs/22_figures.ipynb #figures-16
 def volume_curves(df: pd.DataFrame, measure: str, subset: str) -> dict[str, tuple]: # label → (color, rows)
@@ -220,23 +228,21 @@ def epoch_table(
     return carried_forward(seed_values(df, measure, column, **where)).T.groupby('width').mean().T
 
 # %% ../nbs/22_figures.ipynb #figures-24n
-def name_columns(ax, columns: list, shown: int = 0) -> None: # shown: position of a column to name in any case
-    "Name the columns of a heat map, each or every n-th, as many as there is room for."
+def name_columns(ax, columns: list, always: Sequence[int] = ()) -> None: # positions to name in any case
+    "Name as many columns of a heat map as there is room for."
     room = ax.get_position().width * ax.figure.get_figwidth() * 72 / 8 # 8 points per line of text
-    step = ceil(len(columns) / room)
+    step, named = ceil(len(columns) / room), {*always}
+    for i in range(len(columns)):
+        if all(abs(i - j) >= step for j in named): named.add(i)
     ax.set_xticks(np.arange(len(columns)) + .5,
-                  [f'{w:g}' if (i - shown) % step == 0 else '' for i, w in enumerate(columns)])
+                  [f'{w:g}' if i in named else '' for i, w in enumerate(columns)])
 
 def mark_columns(ax, table: pd.DataFrame, at: float | None, width: float = 0) -> None: # at: threshold
     "Mark the threshold and a width in a heat map of a table with widths across."
     columns = list(table.columns)
-    if at in columns:
-        ax.axvline(columns.index(at), ls=':', c='w')
-        name_columns(ax, columns, columns.index(at))
-    if width in columns:
-        name_columns(ax, columns, columns.index(width))
-        ax.get_xticklabels()[columns.index(width)].set_color('tab:red')
-
+    name_columns(ax, columns, [columns.index(w) for w in (at, width) if w in columns])
+    if at in columns: ax.axvline(columns.index(at), ls=':', c='w')
+    if width in columns: ax.get_xticklabels()[columns.index(width)].set_color('tab:red')
 
 # %% ../nbs/22_figures.ipynb #figures-24
 def heat_map(ax, table: pd.DataFrame, label: str, log: bool = False) -> None: # rows down, widths across
@@ -290,6 +296,6 @@ def keep_figure(
     """Save a figure under its notebook's name and whatever differs from its defaults, and print what was
     saved and from which results."""
     name = run_name(stem, {k: v for k, v in dict(study=study, width=width).items() if v not in (default, 0)})
-    for path in save_figure(fig, df, name): print(f'figures/{path.name}')
+    for path in save_figure(fig, df, name): print(path.relative_to(clone()) if clone() else path)
     print(f'interpolation threshold: {threshold(df)}; results: {df.attrs.get("source", "unknown")}')
     if note := missing_note(df): print(note)

@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from .bounds import distance_from_init
 from .core import figures_dir, load_frame
-from .figures import panels, styled, width_axis, write_notes
+from .figures import name_values, panels, styled, width_axis, write_notes
 from .models import build
 from .results import threshold
 from .study import STUDIES, Study, find_study, images
@@ -455,6 +455,7 @@ def draw_published(ax, curves: dict[str, pd.Series], quantity: str, ours: str = 
     the legend."""
     if not len(curves.get(quantity, ())): return
     ax.plot(curves[quantity], **dict(color=GREY, lw=.8, zorder=1, label=f'published{ours}') | style)
+    name_values(ax)
 
 def scaled_note(study: str | Study) -> str:
     "How levels of published curves were treated, as a legend says it."
