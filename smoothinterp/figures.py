@@ -126,12 +126,12 @@ def thinned(
     widths: list,   # sorted
     room: int = 16, # characters that fit side by side on the axis
 ) -> list:          # part of the widths
-    "Widths that are a factor of 1.9 apart, with room for half a character between their names on a log axis."
+    "Widths that are an octave apart, with room for half a character between their names on a logarithmic axis."
     size = lambda w: len(f'{w:g}') - .5 * ('.' in f'{w:g}')
     per_factor, kept = room / max(1, log(widths[-1] / widths[0])), widths[:1]
     for w in widths[1:]:
         apart, least = log(w / kept[-1]), (size(w) + size(kept[-1]) + 1) / 2
-        if apart >= log(1.9) and apart * per_factor >= least: kept.append(w)
+        if w >= 2 * kept[-1] and apart * per_factor >= least: kept.append(w)
     return kept
 
 # %% ../nbs/22_figures.ipynb #figures-12e
