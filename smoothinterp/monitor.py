@@ -34,12 +34,17 @@ def drawn(total: int, n: int) -> list[int]:
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values.tolist()
 
 def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] or [n, D], labels [n]
-    "n samples of tensors, a DataLoader or a data set of pairs. `ValueError` for a stream or invalid input."
-    if isinstance(x, DataLoader): x = x.dataset
-    if isinstance(x, IterableDataset):
+    """n samples of tensors, a DataLoader (of those that its sampler chooses) or a data set of pairs.
+    `ValueError` for a stream or invalid input."""
+    loader = x if isinstance(x, DataLoader) else None
+    items = loader.dataset if loader else x
+    if isinstance(items, IterableDataset):
         raise ValueError('a stream has no fixed subset: pass tensors x and y, such as its first batch')
-    items = hasattr(x, '__len__') and not hasattr(x, '__array__') and not isinstance(x, (dict, str))
-    if y is None and items: x = Subset(x, drawn(len(x), n))
+    many = hasattr(items, '__len__') and not hasattr(items, '__array__') and not isinstance(items, (dict, str))
+    if y is None and many:
+        chosen = sorted({*loader.sampler}) if loader else range(len(items))
+        part = Subset(items, [chosen[i] for i in drawn(len(chosen), n)])
+        x = DataLoader(part, 64, collate_fn=loader.collate_fn if loader else None)
     x, y, *_ = samples(x, y, math.inf, None)
     at = drawn(len(x), n)
     return x[at], y[at]
