@@ -1,5 +1,5 @@
-"""The site. mkdocs calls `on_config`, which gathers the pages in a folder of this process, so that two builds at once do
-not take each other's pages away, and `on_page_content`.
+"""The site. mkdocs calls `on_config`, which gathers the pages, and `on_page_content`. The pages lie in a folder of this
+process, so that two builds at once do not take each other's pages away.
 
 Pages are the Markdown files of this folder, the notebooks, the gallery, the benchmarks, and a reference made from
 the exported modules. Formulas become MathML and scripts are local, so that the site needs no network."""

@@ -88,7 +88,7 @@ KERNELS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Co
 LINEAR = *KERNELS, nn.AvgPool2d, nn.AdaptiveAvgPool2d
 
 def kind_of(module: nn.Module, kinds) -> type | None:
-    "The class among `kinds` that the module is of, or is derived from."
+    "First class among `kinds` that the module's class is or derives from, else None."
     return next((k for k in type(module).__mro__ if k in kinds), None)
 
 def untouched(module: nn.Module, kind: type | None) -> bool:
@@ -555,7 +555,7 @@ def _known_norm(call: Call) -> float:
 HOOKS = WeightNorm, SpectralNorm, prune.BasePruningMethod
 
 def made_of(model: nn.Module) -> dict[str, str]: # name in the state dict → name of the weight
-    "Of which tensors the weights are computed that are normalized, parametrized or pruned."
+    "Tensors of the state dict from which normalized, parametrized or pruned weights are computed."
     found = {}
     for path, m in model.named_modules(remove_duplicate=False):
         at = f'{path}.' if path else ''

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recorded_calls', 'padded', 'patches', 'positions', 'squares', 'candidate_layers', 'called_once', 'differentiable',
-           'true_squares', 'linear_layers', 'backwards', 'confirmed_on_last', 'by_layer', 'with_total',
+           'true_squares', 'linear_layers', 'backwards', 'confirmed_on_last', 'layer_of', 'by_layer', 'with_total',
            'other_parameters', 'other_squares', 'gradient_norms']
 
 # %% ../nbs/10_gradients.ipynb #gradients-02
@@ -85,10 +85,10 @@ def squares(
 
 def _gram_is_cheaper(layer, a, passes):
     # one product of matrices costs about as much as two of a convolution
-    O, K = len(layer.weight), layer.weight[0].numel()
+    O, K, groups = len(layer.weight), layer.weight[0].numel(), getattr(layer, 'groups', 1)
     T = (a[0].numel() // K if isinstance(layer, nn.Linear)
          else math.prod(a.shape[2:]) // math.prod(layer.stride))
-    return 2 * T * (O / getattr(layer, 'groups', 1) + K / passes) < O * K or T == 1
+    return 2 * T * (O / groups + K / passes) < O * K / groups or T == 1
 
 # %% ../nbs/10_gradients.ipynb #curvatur-16b
 def _gram_squares(layer, A): # [N, g, T, K]
@@ -105,7 +105,6 @@ def _formed_squares(layer, A): # [N, g, T, K]
     return square
 
 # %% ../nbs/10_gradients.ipynb #curvatur-16d
-# padded; at most 32 samples (more groups are slower) and 2 MB of gradients (to stay in the cache) at a time
 def _grouped_squares(layer, a):
     shape, one = layer.weight.shape, lambda v: v.reshape(1, -1, *v.shape[2:])
     size = max(1, min(32, 2**19 // layer.weight.numel()))
@@ -133,7 +132,7 @@ def candidate_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 # %% ../nbs/10_gradients.ipynb #curvatur-21d
 def called_once(layers: dict, calls: dict, n: int) -> dict: # name → layer
-    "The layers that were called once, with n rows of the shape that they are made for."
+    "The layers that were called once, with one row per sample and the dimensions that they expect."
     def fits(layer, call):
         a = call[0][0] if len(call) == 1 else None
         return a is not None and len(a) == n and (a.ndim == 4 if isinstance(layer, nn.Conv2d) else a.ndim > 1)
@@ -197,12 +196,14 @@ def linear_layers(
     x: Tensor,                # inputs [N, C, H, W]; the first three are tried
 ) -> dict[str, nn.Module]:    # name → layer
     """The layers whose parameter gradients follow from their inputs and output gradients, confirmed on
-    three samples."""
+    three samples in two orders."""
     model = validated_model(model)
     with frozen(model):
         layers = candidate_layers(model)
-        true = true_squares(model, layers, to_model(model, x[:3]))
-        return {name: layers[name] for name, known in true.items() if _formula_holds(layers[name], *known)}
+        for few in (x[:3], x[:3].flip(0)):
+            true = true_squares(model, layers, to_model(model, few))
+            layers = {name: layers[name] for name, known in true.items() if _formula_holds(layers[name], *known)}
+    return layers
 
 def _formula_holds(layer, own, tolerance, a, delta):
     return ((squares(layer, a)(delta) - own).abs() <= tolerance).all()
@@ -238,12 +239,15 @@ def confirmed_on_last(model, x, v, layers: dict, found: dict) -> dict: # found: 
     return {name: f for name, f in found.items() if name in true and agrees(name)}
 
 # %% ../nbs/10_gradients.ipynb #curvatur-26n
+def layer_of(parameter: str) -> str: # such as 'conv.weight'
+    "Name of the layer that a parameter belongs to. A parameter of the model itself keeps its name."
+    return parameter.rpartition('.')[0] or parameter
+
 def by_layer(values: dict) -> dict: # parameter → value, to layer → sum
     "Sum over the parameters of each layer. A parameter of the model itself keeps its name."
     sums = {}
     for name, value in values.items():
-        layer = name.rpartition('.')[0] or name
-        sums[layer] = sums.get(layer, 0) + value
+        sums[layer_of(name)] = sums.get(layer_of(name), 0) + value
     return sums
 
 def with_total(values: dict) -> dict: # layer → value

@@ -182,7 +182,7 @@ def _rows(t): # symbol, value, meaning
             ('E‖∇_θ¹ L‖²', t.grad_theta1, f'by the weights of {t.layer}'),
             ('E‖∇_θ L‖²', t.grad_theta, 'by all parameters'),
             ('L_max', t.loss_max, 'largest loss of a sample'),
-            ('tr H', t.trace.value, f'curvature by all parameters, ± {t.trace.error:.1g}'),
+            ('tr H', t.trace.value, 'curvature by all parameters'),
             ('left: x_min²/‖θ¹‖² E‖∇ₓL‖²', t.left, ''),
             ('right: 2 L_max tr H', t.right, 'up to o(L), near a minimum'),
             ('slack: right / left', t.slack, 'the theorem holds from 1 on'),

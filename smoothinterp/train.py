@@ -10,6 +10,8 @@ __all__ = ['OPTIMIZERS', 'PRECISIONS', 'LOSSES', 'PAPER_B', 'PAPER_B_OFFICIAL', 
 # %% ../nbs/14_train.ipynb #train-02
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +41,14 @@ class Recipe:
         for name, allowed in (('optimizer', OPTIMIZERS), ('loss', LOSSES), ('precision', PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {getattr(self, name)!r}')
-        for name in ('epochs', 'batch'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)!r}')
+        for name, least in dict(epochs=1, batch=1, warmup_epochs=0).items():
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= least):
+                raise ValueError(f'{name} must be a whole number from {least}, not {value!r}')
+        for name, limit in dict(lr=inf, warmup_from=inf, momentum=1, stop_loss=inf).items():
+            value = getattr(self, name)
+            if not 0 <= value < limit:
+                raise ValueError(f'{name} must be a number from 0 to below {limit}, not {value!r}')
 
 # %% ../nbs/14_train.ipynb #train-05b
 OPTIMIZERS, PRECISIONS = ('sgd', 'adam'), ('tf32', 'float32', 'bf16')
