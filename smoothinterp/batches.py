@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['T', 'float32_products', 'true_float32', 'has_unsafe_convolution', 'safe_convolutions', 'device_of', 'dtype_of',
            'frozen', 'twice_differentiable', 'Scripted', 'validated_model', 'logits_of', 'validate_inputs', 'plain',
-           'finite', 'memory_layout', 'laid_out_like', 'to_model', 'first_call', 'confirm_repeatable',
+           'finite', 'memory_layout', 'laid_out_like', 'to_model', 'ends', 'first_call', 'confirm_repeatable',
            'confirm_independent', 'default_batch', 'validated_batch', 'stream', 'batched']
 
 # %% ../nbs/06_batches.ipynb #batches-02
@@ -48,8 +48,13 @@ def true_float32():
 def has_unsafe_convolution(model: nn.Module) -> bool:
     """Whether a 1 x 1 convolution has a stride above 1 and fewer than 16 input channels, whose weight
     gradient oneDNN gets wrong."""
-    return any(isinstance(m, nn.Conv2d) and not isinstance(m, Pointwise) and m.kernel_size == (1, 1)
-               and max(m.stride) > 1 and m.groups == 1 and m.in_channels < 16 for m in model.modules())
+    return any(map(_is_unsafe, model.modules()))
+
+def _is_unsafe(m): # a traced module has a weight, but not the options of the convolution
+    if not isinstance(m, nn.Conv2d) and getattr(m, 'original_name', '') != 'Conv2d': return False
+    outputs, inputs, *kernel = m.weight.shape
+    strided, ungrouped = max(getattr(m, 'stride', (2, 2))) > 1, getattr(m, 'groups', 1) == 1
+    return strided and ungrouped and kernel == [1, 1] and inputs < 16 and not isinstance(m, Pointwise)
 
 @contextmanager
 def safe_convolutions(model: nn.Module):
@@ -132,8 +137,8 @@ def validated_model(model: nn.Module) -> nn.Module: # without wrappers
     be measured."""
     if not isinstance(model, nn.Module):
         raise ValueError(f'the model must be a torch.nn.Module, not a {type(model).__name__}')
-    while inner := getattr(model, '_orig_mod', None) or (isinstance(model, nn.DataParallel) and model.module):
-        model = inner
+    while hasattr(model, '_orig_mod') or isinstance(model, nn.DataParallel):
+        model = model._orig_mod if hasattr(model, '_orig_mod') else model.module
     for name, p in model.named_parameters(): _validate_weights(name, p)
     return Scripted(model) if isinstance(model, torch.jit.ScriptModule) else model
 
@@ -246,12 +251,16 @@ def to_model(model: nn.Module, x) -> Tensor: # x: inputs [N, C, H, W]
     return x.contiguous(memory_format=memory_layout(model, x[:2]))
 
 # %% ../nbs/06_batches.ipynb #batches-28
+def ends(t: Tensor) -> Tensor: # [n, ...] to [2, ...], or [1, ...] of a single sample
+    "The first and the last of some samples."
+    return t[[0, -1]] if len(t) > 1 else t
+
 @contextmanager
 def first_call(model: nn.Module):
-    "Context manager that yields a list; the model's first call adds its last input and all outputs."
+    "Context manager that yields a list; the model's first call adds its first and last input, and all outputs."
     seen = []
     def enter(module, args):
-        if not seen and args: seen.append(args[0].detach()[-1:].clone())
+        if not seen and args: seen.append(ends(args[0].detach()).clone())
     def leave(module, args, out):
         if len(seen) == 1 and isinstance(out, Tensor) and len(out) == len(args[0]): seen.append(out.detach())
     hooks = model.register_forward_pre_hook(enter), model.register_forward_hook(leave)
@@ -270,8 +279,10 @@ def confirm_repeatable(model: nn.Module, x: Tensor) -> None: # inputs [n, C, H, 
 
 @torch.no_grad()
 def confirm_independent(
-    model: nn.Module, x: Tensor, logits: Tensor,
-) -> None: # [n, C, H, W]; [n, classes], each from a batch of its own
+    model: nn.Module,
+    x: Tensor,      # inputs [n, C, H, W]
+    logits: Tensor, # theirs in another batch [n, classes]
+) -> None:
     "`ValueError` if logits are random or depend on the other samples of the batch."
     def same(a, b): return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
     again = logits_of(model, x)
@@ -307,15 +318,15 @@ def stream(
         while start < n:
             part = [plain(t[start:start + batch]).to(device_of(model)) for t in tensors]
             part[0] = finite(part[0].to(dtype_of(model), memory_format=layout))
-            try: found, last = _watched(f, model, part, options or {})
+            try: found, pairs = _watched(f, model, part, options or {})
             except torch.OutOfMemoryError:
                 if len(part[0]) == 1: raise
                 if not halved: warnings.warn(f'{f.__name__}: out of memory at a batch of {len(part[0])}, '
                                              'going on with smaller ones')
                 batch, halved = (len(part[0]) + 1) // 2, True
                 continue
-            if start == 0 or len(part[0]) > 1: unconfirmed += last # one alone depends on no other
-            if start == 0 or len(unconfirmed) >= batch: _confirm(model, unconfirmed)
+            if start == 0 or len(part[0]) > 1: unconfirmed += pairs # one alone depends on no other
+            if start == 0 or 2 * len(unconfirmed) + 2 > batch: _confirm(model, unconfirmed)
             yield found
             start += len(part[0])
             bar.update(len(part[0]))
@@ -323,13 +334,13 @@ def stream(
 
 # %% ../nbs/06_batches.ipynb #batches-30d
 def _watched(f, model, part, options):
-    "`f` of one batch, and a list of its last input and logits, empty if the model was not called as a whole."
+    "`f` of one batch, and its first and last input and logits; none if the model was not called as a whole."
     with first_call(model) as call: found = f(model, *part, **options)
     if len(call) < 2: return found, []
     if not call[1].isfinite().all():
         raise ValueError("the model's logits are NaN or infinite: its weights are too large, it diverged, or "
                          'a class is masked by -inf, for which a large negative number does the same')
-    return found, [[t[-1:] for t in call]]
+    return found, [[ends(t) for t in call]]
 
 def _confirm(model, pairs): # empties the list
     if pairs: confirm_independent(model, *map(torch.cat, zip(*pairs)))
@@ -343,6 +354,7 @@ def batched(f: Callable[..., T]) -> Callable[..., T]:
     signature = inspect.signature(f)
     data = [n for n, p in signature.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD
             and p.default is p.empty][1:]
+    if data[0] != 'x': raise ValueError(f'the first tensor of a measure must be called x, not {data[0]}')
     @wraps(f)
     def measure(model, *tensors, batch: int | None = None, progress: bool = False, **options):
         model = validated_model(model)
