@@ -41,11 +41,11 @@ def checkpoints_dir() -> Path: # contains one folder per study
 
 def runs_dir() -> Path: # contains one folder per study
     "Folder of trained networks: `SMOOTHINTERP_RUNS` (default: `runs` in `home()`)."
-    return Path(os.environ.get('SMOOTHINTERP_RUNS', home()/'runs'))
+    return Path(os.environ.get('SMOOTHINTERP_RUNS') or home()/'runs').expanduser()
 
 def data_dir() -> Path: # in torchvision's layout
     "Folder of downloaded data sets: `SMOOTHINTERP_DATA` (default: `data` in `home()`)."
-    return Path(os.environ.get('SMOOTHINTERP_DATA', home()/'data'))
+    return Path(os.environ.get('SMOOTHINTERP_DATA') or home()/'data').expanduser()
 
 def figures_dir() -> Path: # pictures, executed notebooks, and the tables behind the pictures
     "Folder of drawn figures: `figures` in `home()`."
@@ -74,7 +74,9 @@ def atomic_folder(
     "Replace the folder `path` completely or not at all. On any error, keep the previous folder."
     path, before = Path(path), Path(f'{path}.before.part')
     if before.exists() and not path.exists(): before.rename(path) # killed between the two renames
-    for old in path.parent.glob(f'{path.name}.*.part'): shutil.rmtree(old)
+    left = re.compile(re.escape(path.name) + r'\.\d+\.part')
+    for old in path.parent.glob('*.part'): # of writers that were killed
+        if left.fullmatch(old.name) and old.is_dir(): shutil.rmtree(old)
     part = Path(f'{path}.{os.getpid()}.part')
     part.mkdir(parents=True)
     try:
@@ -123,9 +125,11 @@ def save_tensors(
     tensors: dict[str, Tensor], # tensors by name
     **meta,                     # metadata, any values that JSON can represent
 ) -> None:
-    "Save tensors with metadata and checksum, atomically. `OSError` if the file cannot be written."
+    """Save tensors with metadata and checksum, atomically. `OSError` if the file cannot be written, `ValueError`
+    for metadata named sha256."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
+    if 'sha256' in meta: raise ValueError('sha256 is the name of the checksum: give the metadata another name')
     meta = {k: json.dumps(v) for k, v in meta.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic(path) as part:
@@ -202,7 +206,8 @@ def run_name(
     stem: str,    # name of the notebook or figure
     params: dict, # parameters that differ from their defaults
 ) -> str:         # file name without its ending
-    "Name a result file after its parameters: strings as they are, other values after the parameter's name."
+    """Name a result file after its parameters: strings without the parameter's name, other values after it. Signs
+    other than letters, digits, and ._+- become _."""
     def part(name, value):
         if isinstance(value, float): value = f'{value:.12g}'
         elif isinstance(value, str): name = ''

@@ -27,6 +27,10 @@ class Normalize:
     mean: tuple[float, ...] # one value per channel, of pixels in [0, 1]
     std: tuple[float, ...]  # one value per channel, of pixels in [0, 1]
 
+    def __post_init__(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(f'mean and std need one value per channel each, not {len(self.mean)} and {len(self.std)}')
+
     def _constants(self, x):
         if x.shape[-3] != len(self.mean):
             raise ValueError(f'images of {x.shape[-3]} channels cannot be normalized '
@@ -46,7 +50,8 @@ class Normalize:
 
 # %% ../nbs/03_data.ipynb #data-05b
 def to_pixels(images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
-    "Map bytes to pixels in [0, 1]."
+    "Map bytes to pixels in [0, 1]. `ValueError` for anything but bytes."
+    if images.dtype != torch.uint8: raise ValueError(f'pixels are made of bytes, torch.uint8, not {images.dtype}')
     # divide by a tensor: for a Python number a GPU multiplies by 1 / 255, which rounds differently
     return images.float() / torch.tensor(255., device=images.device)
 
@@ -64,8 +69,11 @@ class Data:
     normalize: Normalize # maps pixels to network input
 
     def __post_init__(self):
-        _validate_bytes(self.x, self.y, self.classes)
+        for labels in (self.y, self.true): _validate_bytes(self.x, labels, self.classes)
         _validate_bytes(self.x_test, self.y_test, self.classes)
+        if self.x.shape[1:] != self.x_test.shape[1:]:
+            raise ValueError(f'training images {list(self.x.shape[1:])} and test images '
+                             f'{list(self.x_test.shape[1:])} must have one shape')
 
     def inputs(self, images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
         "Map stored images to network input."
@@ -190,7 +198,7 @@ def _declare(schema):
 # %% ../nbs/03_data.ipynb #data-27b
 def _shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
     "Average images down to `size` x `size` pixels. `ValueError` unless `size` divides their side."
-    if images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
+    if size < 1 or images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
     return torch.cat([F.avg_pool2d(part.float(), images.shape[-1] // size).round().to(torch.uint8)
                       for part in images.split(1000)])
 
@@ -244,6 +252,8 @@ def random_probe(
     seed: int = 1234,      # seed of the images (default: paper B's)
 ) -> Tensor:               # network input, float32 [n, C, H, W]
     "Random images without structure (paper B, 'beyond the data manifold'). `ValueError` for an unknown kind."
+    if shape[0] != len(normalize.mean):
+        raise ValueError(f'images of {shape[0]} channels need statistics of as many, not of {len(normalize.mean)}')
     g = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(c)[:, None, None] for c in (normalize.mean, normalize.std))
     gauss, flat = torch.randn(n, *shape, generator=g), torch.rand(n, *shape, generator=g)
@@ -337,11 +347,12 @@ DEEP = '(numpy.array(image) // 257).astype(numpy.uint8), if it has 16 bits'
 
 def picture(image) -> Tensor: # PIL image to uint8 [C, H, W]
     "Read a PIL image of grey values, colors or a palette. `ValueError` for other modes."
-    if image.mode in READ_AS and not (image.mode == 'P' and 'transparency' in image.info):
+    clear = 'transparency' in image.info
+    if image.mode in READ_AS and not clear:
         pixels = torch.from_numpy(np.array(image.convert(READ_AS[image.mode])))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     how = DEEP if image.mode[0] in 'IF' else "image.convert('RGB')"
-    extra = ' with transparency' if image.mode == 'P' else ''
+    extra = ' with transparency' if clear else ''
     raise ValueError(f'a PIL image of mode {image.mode}{extra} cannot be read as it is: give {how}')
 
 # %% ../nbs/03_data.ipynb #own-10b
@@ -383,6 +394,7 @@ def from_dataset(
     return from_tensors(name or type(train).__name__.lower(), *_items(train), *_items(test), **kw)
 
 def _items(dataset):
+    if not len(dataset): raise ValueError('there are no images: a data set is empty')
     images, labels = zip(*(_pair(dataset[i], i) for i in range(len(dataset))))
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:

@@ -25,6 +25,7 @@ def symmetric_noise(
 ) -> Tensor:      # noisy labels, int64 [N]; `noisy != true` is the mask of wrong labels
     "Change exactly round(rate N) labels, each to a uniformly random other class (both papers)."
     _validate_rate(rate)
+    if classes < 2: raise ValueError(f'noise needs two classes, not {classes}')
     rng = np.random.default_rng(seed)
     shift = torch.from_numpy(rng.integers(1, classes, len(true)))
     drawn = torch.from_numpy(rng.permutation(len(true)))[:round(rate * len(true))]
@@ -52,31 +53,38 @@ def _noise_within(
 # %% ../nbs/02_noise.ipynb #noise-10b
 def asymmetric_noise(
     true: Tensor, # true labels, int64 [N]
-    rate: float,  # share of the classes that are noisy, 0..1
+    rate: float,  # share of the classes that are noisy, 0..1; rounded to whole classes
     classes: int, # number of classes C
     seed: int,    # seed of the noise only: which classes, which labels, which new labels
 ) -> Tensor:      # noisy labels, int64 [N]
-    "Corrupt 80 % of the labels of round(rate C) random classes, about 0.8 `rate` of all (paper A's text)."
+    """Corrupt 80 % of the labels of round(rate C) random classes, about 0.8 `rate` of all (paper A's text).
+    `ValueError` if that is no class."""
     _validate_rate(rate)
-    rng = np.random.default_rng(seed)
-    return _noise_within(true, rng.permutation(classes)[:round(rate * classes)].tolist(), classes, rng)
+    rng, noisy = np.random.default_rng(seed), round(rate * classes)
+    _validate_some(rate, noisy, classes)
+    return _noise_within(true, rng.permutation(classes)[:noisy].tolist(), classes, rng)
+
+def _validate_some(rate, noisy, classes):
+    if rate > 0 and not noisy: raise ValueError(f'a rate of {rate} makes none of {classes} classes noisy')
 
 # %% ../nbs/02_noise.ipynb #noise-10d
 def first_classes_noise(
     true: Tensor, # true labels, int64 [N]
-    rate: float,  # share of wrong labels, 0..0.8
+    rate: float,  # share of wrong labels, 0..0.8, rounded down to whole classes: .2 gives 16 % with ten
     classes: int, # number of classes C
     seed: int,    # seed of the noise only: which labels, which new labels
 ) -> Tensor:      # noisy labels, int64 [N]
-    "Corrupt 80 % of the labels of the first round(rate N) // int(0.8 N / C) classes (paper A's code)."
+    """Corrupt 80 % of the labels of the first round(rate N) // int(0.8 N / C) classes (paper A's code).
+    `ValueError` if that is no class."""
     if not 0 <= rate <= WITHIN:
         raise ValueError(f'with {WITHIN:.0%} noise in a noisy class the rate must lie in 0..{WITHIN}, '
                          f'not {rate}')
     per_class = int(WITHIN * len(true) / classes)
     if not per_class:
         raise ValueError(f'{len(true)} labels are too few for noise in some of {classes} classes')
-    return _noise_within(true, list(range(round(rate * len(true)) // per_class)), classes,
-                         np.random.default_rng(seed))
+    noisy = round(rate * len(true)) // per_class
+    _validate_some(rate, noisy, classes)
+    return _noise_within(true, list(range(noisy)), classes, np.random.default_rng(seed))
 
 # %% ../nbs/02_noise.ipynb #noise-12
 def label_counts(
@@ -84,7 +92,10 @@ def label_counts(
     given: Tensor, # given labels, int64 [N]
     classes: int,  # number of classes C
 ) -> Tensor:       # counts, int64 [C, C]: one row per true class, one column per given class
-    "Count how often each true class was given each label."
+    "Count how often each true class was given each label. `ValueError` for labels outside of 0..classes-1."
+    for labels in (true, given):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f'labels must lie in 0..{classes - 1}')
     return (true * classes + given).bincount(minlength=classes**2).view(classes, classes)
 
 # %% ../nbs/02_noise.ipynb #noise-19

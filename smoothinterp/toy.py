@@ -77,7 +77,8 @@ def fit_network(
 # %% ../nbs/00_toy.ipynb #toy-19
 def total_variation(
     f: Callable,          # function of points [M] to values [M]
-    points: int = 20_001, # number of equally spaced points on [0, 2 pi]
+    points: int = 20_001, # number of points on [0, 2 pi], densest at its ends, where polynomials oscillate
 ) -> float:               # total variation in units of y
     "Total variation of a function on [0, 2 pi], by finite differences."
-    return f(torch.linspace(0, 2 * pi, points, dtype=torch.float64)).diff().abs().sum().item()
+    x = pi * (1 - torch.linspace(0, pi, points, dtype=torch.float64).cos())
+    return f(x).diff().abs().sum().item()
