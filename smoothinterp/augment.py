@@ -7,6 +7,7 @@ __all__ = ['LUMA', 'svd_strengths', 'validate_windows', 'svd_factors', 'svd_path
 
 # %% ../nbs/05_augment.ipynb #augment-02
 import math
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 # %% ../nbs/05_augment.ipynb #augment-05
 def svd_strengths(size: int) -> list[int]: # growing, without duplicates
-    "Paper A's strengths 5, 10, 15, 20, 22, 25 of 32 singular values, scaled to `size` singular values."
+    "Strengths 5, 10, 15, 20, 22, 25 of 32 singular values (paper A's code), scaled to `size` singular values."
     return sorted({max(1, round(k * size / 32)) for k in (5, 10, 15, 20, 22, 25)})
 
 def validate_windows(
@@ -23,12 +24,13 @@ def validate_windows(
     directions: int,      # number of directions P
 ) -> None:
     "`ValueError` unless strengths are positive and grow and no direction erases the largest singular value."
-    if list(strengths) != sorted(set(strengths)) or strengths[0] < 1:
-        raise ValueError(f'strengths must be positive and grow, not {list(strengths)}')
+    whole = all(isinstance(k, Integral) for k in strengths)
+    if not whole or not strengths or list(strengths) != sorted(set(strengths)) or strengths[0] < 1:
+        raise ValueError(f'strengths must be whole numbers from 1 that grow, not {list(strengths)}')
     largest = size - max(strengths)
     if not 1 <= directions <= largest:
         raise ValueError(f'{directions} directions with strength {max(strengths)} would erase the largest of '
-                         f'{size} singular values, the whole image; at most {max(largest, 0)} directions '
+                         f'{size} singular values, nearly the whole image; at most {max(largest, 0)} directions '
                          'are possible')
 
 # %% ../nbs/05_augment.ipynb #augment-08
@@ -53,8 +55,9 @@ def svd_paths(
     factors: tuple | None = None,       # precomputed `svd_factors(pixels)`, to reuse for the same images
 ) -> Tensor:                            # anchors [N, P, K+1, C, S, S]; anchor 0 is the image itself
     "Paths that erase a growing window of singular values (paper A, section 3.4)."
+    if pixels.ndim != 4: raise ValueError(f'images must be [N, C, S, S], not {list(pixels.shape)}')
     N, C, S, _ = pixels.shape
-    strengths = list(strengths or svd_strengths(S))
+    strengths = svd_strengths(S) if strengths is None else list(strengths)
     validate_windows(S, strengths, directions)
     AV, V = (f.flatten(1, 2) for f in factors or svd_factors(pixels))
     out = pixels.new_empty(len(strengths) + 1, directions, N * C, S, S)
@@ -72,6 +75,8 @@ def shift_paths(
     directions: int = 4,             # number of paths P per image, at angles 2 pi p / P
 ) -> Tensor:                         # anchors [N, P, K+1, C, H, W]; anchor 0 is the image itself
     "Paths of growing shifts, rounded to whole pixels, edges repeated (paper A's code)."
+    if list(strengths) != sorted(set(strengths)) or not strengths or strengths[0] <= 0:
+        raise ValueError(f'strengths must be positive and grow, not {list(strengths)}')
     H, W = pixels.shape[-2:]
     reach = math.ceil(max(strengths))
     padded = F.pad(pixels, (reach,) * 4, mode='replicate')
@@ -120,7 +125,7 @@ def _color_map(
 def displace(
     pixels: Tensor,      # images [N, C, H, W]
     draws: Tensor,       # [N, M, steps, 2] from `color_draws`
-    clamp: bool = False, # clamp to [0, 1] after each operation, as the papers' code does
+    clamp: bool = False, # clamp to [0, 1] after each operation, as paper A's code does
 ) -> Tensor:             # displaced copies [N, M, C, H, W]
     "Copies of images with small changes of brightness, contrast and saturation (paper A, section 3.2)."
     x, unit = pixels[:, None], sum(LUMA) if pixels.shape[1] == 3 else 1.

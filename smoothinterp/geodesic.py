@@ -31,7 +31,10 @@ def integrate(
     values: Tensor,  # values of a measure at the anchors, [N, P, K+1]
     lengths: Tensor, # lengths of the segments, [N, P, K]
 ) -> Tensor:         # one value per volume 0..K, [N, K+1]
-    "Length-normalised line integrals by the trapezoid rule, averaged over paths (paper A, eq. 6)."
+    """Length-normalised line integrals by the trapezoid rule, averaged over paths (paper A, eq. 6). `ValueError`
+    unless there is a length per segment."""
+    if lengths.shape != values[..., 1:].shape:
+        raise ValueError(f'lengths must be {list(values[..., 1:].shape)}, one per segment, not {list(lengths.shape)}')
     steps = (values[..., 1:] + values[..., :-1]) / 2 * lengths
     length = lengths.cumsum(-1)
     mean = torch.where(length > 0, steps.cumsum(-1) / length.clamp_min(1e-300), values[..., :1])
@@ -55,9 +58,9 @@ def along_paths(
 # %% ../nbs/09_geodesic.ipynb #geodesic-10d
 def validate_pixels(pixels) -> None:
     "`ValueError` unless images are pixels in [0, 1], for example if they are bytes or normalized inputs."
-    first = torch.as_tensor(pixels[:64]).double()
-    if first.numel() and not -.01 <= first.min() <= first.max() <= 1.01:
-        raise ValueError(f'pixels must lie in [0, 1]; these lie in {first.min():.3g}..{first.max():.3g}. '
+    pixels = torch.as_tensor(pixels)
+    if pixels.numel() and not -.01 <= pixels.min() <= pixels.max() <= 1.01:
+        raise ValueError(f'pixels must lie in [0, 1]; these lie in {pixels.min():.3g}..{pixels.max():.3g}. '
                          'Divide bytes by 255, and give images before they are normalized')
 
 def _validate_paths(
@@ -87,11 +90,11 @@ def values_on_paths(
 ) -> tuple[dict, Tensor]:         # float64 [N, P, K+1] by measure; segment lengths [N, P, K]
     "Evaluate a measure at every anchor in one pass over distinct images. `ValueError` for invalid inputs."
     model = validated_model(model)
-    validate_pixels(pixels)
     validate_inputs(pixels, y)
     size, parts, lengths = default_batch(model, pixels), [], []
     for i in tqdm(range(0, len(pixels), size), disable=not progress, desc='paths', unit='batch'):
         part = finite(plain(pixels[i:i + size]).to(device_of(model)))
+        validate_pixels(part)
         anchors = _validate_paths(path(part), part)
         x = normalize(anchors)
         lengths.append(_segment_lengths(x).cpu())

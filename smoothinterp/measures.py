@@ -181,8 +181,9 @@ def tangent_hessian(
     seed: int = 44,         # of the color changes, paper A's code
     **kw,                   # batch, progress
 ) -> Tensor:                # float64 [N]
-    "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units."
+    "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units. `ValueError` for no copies or step."
     validate_inputs(x, y)
+    _validate_step(copies, delta)
     draws, batch = (color_draws(len(x), x.shape[1], copies, seed=seed),
                     max(1, default_batch(model, x) // (copies + 1)))
     return _tangent(model, x, y, draws, normalize=normalize, clamp=clamp, delta=delta, paper=paper,
@@ -194,6 +195,9 @@ def _tangent(model, x, y, draws, *, normalize, clamp, delta, paper):
     value = sharpness(model, x, moved, y, delta)['tangent_hessian']
     M = draws.shape[1]
     return value / (M**1.5 * delta) if paper else value
+
+def _validate_step(copies, delta):
+    if copies < 1 or not delta > 0: raise ValueError(f'copies must be from 1 and delta above 0, not {copies} and {delta}')
 
 # %% ../nbs/08_measures.ipynb #measures-32
 def softmax_root(
@@ -298,6 +302,7 @@ def tangent_parts(
     "Tangent Hessian: `finite` (paper A, eq. 5), its exact `smooth` part, and the `kink` part that is left."
     model = validated_model(model)
     validate_inputs(x, y)
+    _validate_step(copies, delta)
     with frozen(model): confirm_input_derivatives(model, to_model(model, x[:1]))
     draws, batch = (color_draws(len(x), x.shape[1], copies, seed=seed),
                     max(1, default_batch(model, x) // (copies + 1)))
@@ -317,8 +322,8 @@ def on_kink(
     nudge: float = 1e-11,  # step, relative to the input's norm
     **kw,                  # batch, progress
 ) -> Tensor:               # bool [N]
-    """Whether a sample's loss gradient jumps under a step of 1e-11. `ValueError` for a model that does
-    not run in double precision."""
+    """Whether a sample's loss gradient jumps between steps of 1e-11 to either side. `ValueError` for a model
+    that does not run in double precision."""
     model = validated_model(model)
     validate_inputs(x, y)
     with frozen(model): exact, first = in_double(model, to_model(model, x[:1]))
@@ -327,7 +332,8 @@ def on_kink(
     x = torch.as_tensor(x).double()
     step = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     scale = nudge * x.flatten(1).norm(dim=1) / step.flatten(1).norm(dim=1)
-    return _jumps(exact, x, y, x + step * scale.view(-1, 1, 1, 1), **kw) > 1e-6
+    step = step * scale.view(-1, 1, 1, 1)
+    return _jumps(exact, x - step, y, x + step, **kw) > 1e-6
 
 @batched
 def _jumps(model, x, y, nudged):

@@ -212,7 +212,7 @@ def build(
     if init not in INITS: raise ValueError(f'init must be one of {", ".join(INITS)}, not {init!r}')
     if not (isfinite(width) and width > 0): raise ValueError(f'a base width must be above 0, not {width}')
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed) # torch.manual_seed would also reset those of GPUs
         model = FAMILIES[family](width, classes, in_channels, size)
         INITS[init](model)
     return model
