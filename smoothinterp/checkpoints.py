@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .core import DamagedFile, checkpoints_dir, clone, load_tensors, read_json
 from .data import Data
 from .runs import validate_config, checkpoint_path, label_hash
-from .study import STUDIES, Study, find_study, identity, network, run_folder, run_id, study_data
+from .study import (STUDIES, Study, find_study, identity, network, run_folder, run_id, study_data,
+                                validate_run)
 
 # %% ../nbs/18_checkpoints.ipynb #study-21
 def load_run(
@@ -27,8 +28,10 @@ def load_run(
     initial: bool = False, # load the weights before training
 ) -> tuple[nn.Module, Data]:
     """Load a trained network of a study, in evaluation mode, and the data it was trained on.
-    `FileNotFoundError` if there is no such run, `ValueError` if its files were made by another definition."""
+    `FileNotFoundError` if there is no such run, `ValueError` for an impossible width or seed, or if its
+    files were made by another definition."""
     study = find_study(study)
+    validate_run(study, width, seed)
     tensors, meta = _trained_weights(study, width, seed, initial)
     data = study_data(study, seed)
     validate_config(Path(study.name), meta['config'], identity(study, width, data) | dict(

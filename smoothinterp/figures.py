@@ -296,6 +296,6 @@ def keep_figure(
     """Save a figure under its notebook's name and whatever differs from its defaults, and print what was
     saved and from which results."""
     name = run_name(stem, {k: v for k, v in dict(study=study, width=width).items() if v not in (default, 0)})
-    for path in save_figure(fig, df, name): print(path.relative_to(clone()) if clone() else path)
+    for path in save_figure(fig, df, name): print(f'figures/{path.name}' if clone() else path)
     print(f'interpolation threshold: {threshold(df)}; results: {df.attrs.get("source", "unknown")}')
     if note := missing_note(df): print(note)

@@ -92,13 +92,15 @@ def counterpart(study: Study) -> str | None: # such as 'convnet-cifar10'
     return COUNTERPARTS.get(study.name.removesuffix('-reduced').removesuffix('-5k').removesuffix('-long'))
 
 def _reference(published: str) -> Study:
-    "Paper B's study that belongs to published curves, as this project defines it."
+    "Paper B's study that belongs to published curves, as this project defines it. `ValueError` for None."
+    if published is None: raise ValueError('this study has no published counterpart')
     return STUDIES[next(ours for ours, theirs in COUNTERPARTS.items() if theirs == published)]
 
 def curves_for(study: Study) -> pd.DataFrame: # columns as in `published`
     """Published curves for a study at its label noise. `ValueError` if there are none,
     `FileNotFoundError` outside a clone."""
-    return published(counterpart(study), round(100 * study.noise_rate))
+    if (theirs := counterpart(study)) is None: raise ValueError(f'{study.name} has no published counterpart')
+    return published(theirs, round(100 * study.noise_rate))
 
 # %% ../nbs/23_published.ipynb #publishe-22
 MEASURES = [ # published quantity, our measure, split, column
@@ -420,7 +422,8 @@ def published_for(study: Study) -> pd.DataFrame: # columns as in `published`
 def _same_images(study: Study) -> bool:
     "Whether the study's images are those of the published curves, or some of them, at full size."
     theirs = _reference(counterpart(study) or FAMILIES[study.family])
-    return (study.data, study.size) == (theirs.data, theirs.size)
+    name = lambda s: s.data.removesuffix('-49k') # without the held-out images
+    return (name(study), study.size) == (name(theirs), theirs.size)
 
 def _scaled(theirs, curves):
     "Published curves times our peak over theirs. A curve is empty where ours lacks half of the widths."
@@ -497,12 +500,12 @@ NOT_PRINTED = { # aspects of the set-up that paper B does not state
 EFFECTS = {
     'network': 'it is another function: threshold and peaks may shift by a width or two, levels by more',
     'training images': 'the more labels there are, the wider is the first network that fits them',
-    'pixels a side': 'gradients and norms are those of another input space',
+    'pixels per side': 'gradients and norms are those of another input space',
     'epochs at most': 'networks next to the threshold fit last: fewer epochs move it to larger widths '
                       'and flatten the peaks',
     'stops at a training loss of': 'beyond the threshold, loss gradients and curvatures fall '
                                    'only as far as the loss may',
-    'images a batch': 'smaller batches take more and noisier steps an epoch',
+    'images per batch': 'smaller batches take more and noisier steps per epoch',
     'learning rate': 'a larger rate fits in fewer epochs, and ends where the loss is less curved',
     'warm-up epochs': 'only the first epochs differ',
     'optimizer': 'it may end in another solution',
@@ -558,8 +561,8 @@ def _threshold_words(table):
     if rows.empty: return ''
     ours, theirs = rows.iloc[0][['ours', 'published']]
     told = ('earlier here' if ours.right <= theirs.left else 'later here' if ours.left >= theirs.right
-            else 'as far as this can be told, the same' if isfinite(ours.right)
-            else 'no width here reaches it')
+            else 'the same, within the measured widths' if isfinite(ours.right)
+            else f'our training error ends at w = {ours.left:g} without reaching zero')
     return (f'Interpolation threshold: {_threshold_text(ours)} here, {_threshold_text(theirs)} in the '
             f'published curve: {told}.')
 
@@ -572,7 +575,8 @@ def _rank(table):
 
 def _quantity_words(rows, levels):
     rank, number, axis = _rank(rows)
-    quantity, measure = best = rank.idxmax() if len(rank) else rows.index[0]
+    best = rank.idxmax() if len(rank) else rows.index[0]
+    quantity, measure = best
     words = [] if levels is None else [_level_words(levels.reset_index(), quantity, measure)]
     if len(rank) and number[best] >= FEW:
         shape = 'the same shape as' if rank.max() >= .8 else 'another shape than'

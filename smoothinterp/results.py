@@ -32,7 +32,7 @@ from .geodesic import sharpness_volumes
 from .gradients import gradient_norms
 from .measures import accuracy, cross_entropy, logit_jacobian, loss_jacobian
 from .runs import checkpoint_path, flat, only_one, provenance, validate_config
-from .study import Study, find_study, run_folder, run_id
+from .study import BUILT_IN, Study, find_study, identity, run_folder, run_id, study_data
 from .theorem2 import first_layer, layerwise
 
 # %% ../nbs/19_results.ipynb #results-05
@@ -285,7 +285,15 @@ def measured(
     if not path.exists(): return None
     df, meta = load_frame(path)
     validate_config(path, meta['config'], _definition(study) | dict(width=float(width), seed=seed))
+    _validate_images(study, width, seed)
     return df if meta.get('measures') == MEASURES_VERSION else None
+
+def _validate_images(study, width, seed):
+    "`ValueError` if the images of a source of one's own are not those of the trained run."
+    file = run_folder(study, width, seed)/'run.json'
+    if study.data in BUILT_IN or not file.exists(): return
+    found, now = read_json(file)['config'], identity(study, width, study_data(study, seed))
+    validate_config(file, {k: found.get(k) for k in now}, now)
 
 # %% ../nbs/19_results.ipynb #results-34p
 _PARTS = 'measuring' # folder inside a run's folder
@@ -293,13 +301,14 @@ _PARTS = 'measuring' # folder inside a run's folder
 def kept_parts(
     folder: Path,                   # of the stored parts
     depends_on: dict,               # everything a part depends on, as JSON
-    report: Callable[[str], None] = lambda name: None, # is told the name of each part that is computed
+    report: Callable[[str], None] = lambda name: None, # called with the name of each computed part
 ) -> Callable:                      # once(name, compute): the stored part, or the result of `compute()`
     """Store each result under its name, as JSON, so that it is computed once. A part stored for other
-    dependencies is computed again."""
+    dependencies, or by code with changes that are not committed, is computed again."""
     def once(name, compute):
         file = folder/f'{name}.json'
-        if file.exists() and (stored := read_json(file))['depends_on'] == depends_on: return stored['part']
+        known = not str(depends_on.get('commit')).endswith('+changes')
+        if known and file.exists() and (stored := read_json(file))['depends_on'] == depends_on: return stored['part']
         report(name)
         part = compute()
         write_json(file, dict(depends_on=depends_on, part=part))
@@ -313,7 +322,7 @@ def measure_run(
     seed: int,
     force: bool = False,                 # measure again if it was measured before
     device: str | torch.device = 'cpu',  # where to compute
-    report: Callable[[str], None] = lambda name: None, # is told the name of each group of measures
+    report: Callable[[str], None] = lambda name: None, # called with the name of each group
 ) -> pd.DataFrame:                       # tidy
     """Measure a trained run, unless it was measured before, and save its tidy frames. What an
     interrupted call finished is not computed again. `FileNotFoundError` if the run is not trained."""
@@ -337,11 +346,11 @@ def _measure(study, width, seed, folder, device, report):
     rows, left_out = measure_network(trained, once)
     by_epoch = (_history_rows(load_frame(folder/'history.parquet')[0], data)
                 + once('epochs', partial(kept_rows, trained, kept)))
-    for name, found in dict(epochs=by_epoch, results=[dict(epoch=max(kept)) | row for row in rows]).items():
-        df = pd.DataFrame(found).assign(study=study.name, **own)[COLUMNS]
-        save_frame(folder/f'{name}.parquet', df, left_out=left_out, **made)
+    found = dict(epochs=by_epoch, results=[dict(epoch=max(kept)) | row for row in rows])
+    frames = {name: pd.DataFrame(rows).assign(study=study.name, **own)[COLUMNS] for name, rows in found.items()}
+    for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, left_out=left_out, **made)
     shutil.rmtree(folder/_PARTS)
-    return df
+    return frames['results']
 
 def _device_name(device: str | torch.device) -> str:
     "'cpu', or the name of the GPU."
@@ -371,21 +380,25 @@ def over_epochs(
 def _gather(study: Study, widths, seeds, also, name: str) -> pd.DataFrame: # name: 'results' or 'epochs'
     """Concatenate the frames of a study's runs, each from its folder or, if it was not measured
     here, from the committed files."""
-    asked = set(also) if widths is None else set(widths)
-    frames = _frames_of(
-        study, runs_of(study, sorted({*study.widths, *also}) if widths is None else widths, seeds), name)
+    also, given = list(also), widths is not None
+    widths = list(widths) if given else sorted({*study.widths, *also})
+    asked = {*widths} if given else {*also}
+    if not widths or seeds is not None and not (seeds := list(seeds)):
+        raise ValueError('no widths or no seeds are asked for: leave them out for all')
+    frames = _frames_of(study, runs_of(study, widths, seeds), name)
     missing = [run for run, (df, _) in frames.items() if df.empty]
     needed = missing if len(missing) == len(frames) else [run for run in missing if run[0] in asked]
-    if needed: raise FileNotFoundError(_not_there(study, needed, len(frames)))
+    if needed: raise FileNotFoundError(_not_there(study, needed, len(frames), seeds is not None))
     there = {run: found for run, found in frames.items() if run not in missing}
     df = pd.concat([df for df, _ in there.values()], ignore_index=True)
     df.attrs = dict(source=' and '.join(dict.fromkeys(source for _, source in there.values())),
                     missing=[list(run) for run in missing])
     return df
 
-def _not_there(study, runs, total):
+def _not_there(study, runs, total, of_seeds=False): # of_seeds: seeds were asked for
     names, widths = [run_id(*run) for run in runs], dict.fromkeys(w for w, _ in runs)
     which = '' if {*widths} == {*study.widths} else f' --widths {",".join(f"{w:g}" for w in widths)}'
+    if of_seeds: which += f' --seeds {",".join(f"{s}" for s in sorted({s for _, s in runs}))}'
     return (f'{study.name}: {len(runs)} of {total} runs are not measured yet '
             f'({", ".join(names[:3])}{", ..." if len(names) > 3 else ""}). '
             f'Run: smoothinterp sweep {study.name}{which}{in_a_clone()}')
@@ -415,7 +428,7 @@ def runs_of(
 ) -> list[tuple]: # (width, seed)
     """Runs of some widths and seeds. Default: all widths of the study, and all its seeds with those
     committed beyond them."""
-    widths = study.widths if widths is None else widths
+    widths, seeds = study.widths if widths is None else list(widths), seeds if seeds is None else list(seeds)
     if seeds is not None: return [(w, s) for w in widths for s in seeds]
     beyond = committed_runs(study)
     return [(w, s) for w in widths for s in sorted({*study.seeds, *(s for v, s in beyond if v == w)})]
@@ -435,7 +448,7 @@ def _committed_frame(study: Study, name: str) -> pd.DataFrame: # tidy; empty if 
     return df
 
 # %% ../nbs/19_results.ipynb #results-36d
-FITS = 5e-4 # half a label of 1,000: a smaller training error is none
+FITS = 5e-4 # a smaller training error counts as none; half a label of 1,000
 
 def threshold(df: pd.DataFrame, tolerance: float = FITS) -> float | None: # base width
     """Interpolation threshold: the smallest width whose training error at the last epoch, averaged over
@@ -454,7 +467,7 @@ def publish(
 ) -> list[Path]:                            # files written
     """Write the runs measured here into `checkpoints/<study>/` and keep the runs committed before.
     `FileNotFoundError` if no run is measured here, or one of `widths` is missing, or outside a clone."""
-    study = find_study(study)
+    study, widths = find_study(study), widths if widths is None else list(widths)
     if not clone():
         raise FileNotFoundError('results are added to checkpoints/ of a clone of the repository: work in one')
     asked, before = runs_of(study, widths, seeds), committed_runs(study)
@@ -462,7 +475,7 @@ def publish(
     lack = [run for run in asked if run not in {*fresh, *before}]
     if lack and widths is not None: raise FileNotFoundError(_not_there(study, lack, len(asked)))
     if not fresh:
-        raise FileNotFoundError(f'{study.name}: no run that is measured is here, in '
+        raise FileNotFoundError(f'{study.name}: no measured run in '
                                 f'{run_folder(study, 0, 0).parent}')
     kept = [run for run in before if run not in fresh]
     frames = {name: _fresh_and_kept(study, fresh, kept, name) for name in ('results', 'epochs')}
@@ -512,7 +525,7 @@ def measured_again(study: str | Study, width: float) -> str:
     if df.attrs['source'] == 'runs': return f'w = {width:g} was trained and measured here'
     try: model, data = load_run(study, width, seed := study.seeds[0])
     except OSError as e:
-        return f'w = {width:g} was not measured again, what is drawn is what is committed: {e}'
+        return f'w = {width:g} was not measured again; the figure shows committed results: {e}'
     now = pd.DataFrame(sharpness_around(TrainedNetwork(model, {}, data, study.points, study.directions)))
     both = now.merge(df[df['seed'] == seed], on=['split', 'subset', 'path', 'volume', 'measure'])
     off = ((both['mean_x'] - both['mean_y']).abs()

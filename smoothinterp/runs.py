@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .core import home, load_tensors, read_json, save_frame, save_tensors, write_json
+from .core import clone, load_tensors, read_json, save_frame, save_tensors, write_json
 from .data import Data
 from .stack import Engine
 from .train import Recipe, draw_network, evaluate, in_memory, log_epochs
@@ -42,9 +43,10 @@ def provenance() -> dict: # strings by name
     return dict(commit=commit and commit + '+changes' * bool(changes),
                 python=platform.python_version(), **packages)
 
-def _git(*words): # output of a git command in this checkout; None if it fails or git is not installed
+def _git(*words): # output of a git command in the clone; None outside of one, or if it fails or git is not installed
+    if not clone(): return None
     try:
-        return subprocess.run(['git', '-C', str(home()), *words],
+        return subprocess.run(['git', '-C', str(clone()), *words],
                               capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return None
 
@@ -186,7 +188,7 @@ def status_after(t: Training, loss: float) -> str: # mean training loss of the e
     "'diverged', 'fitted' (loss at most `stop_loss`), 'done' (last epoch) or 'training'."
     finite = isfinite(loss) and torch.stack([p.isfinite().all() for p in t.model.parameters()]).all()
     if not finite: return 'diverged'
-    if loss <= t.run.recipe.stop_loss: return 'fitted'
+    if 0 < t.run.recipe.stop_loss >= loss: return 'fitted'
     return 'done' if t.epoch >= t.run.recipe.epochs else 'training'
 
 def after_epoch(t: Training, loss: float) -> None: # mean training loss of the epoch
@@ -238,7 +240,8 @@ def throw_away(folders: list[Path]) -> None:
         for folder in folders:
             for old in sorted(folder.iterdir(),
                               key=lambda p: (p.name != 'results.parquet', p.name != 'run.json')):
-                if old.name != 'lock': old.unlink()
+                if old.is_dir(): shutil.rmtree(old)
+                elif old.name != 'lock': old.unlink()
 
 # %% ../nbs/16_runs.ipynb #run-14m
 def finished(run: Run) -> dict | None:
@@ -258,7 +261,10 @@ def fit(
     force: bool = False,  # delete the runs' files and train again
 ) -> list[dict]:          # content of each run's run.json
     """Train networks in their folders. Interrupted runs resume (on a CPU to the same bits), finished runs
-    are skipped. `RuntimeError` if another process holds a folder, `ValueError` for another definition."""
+    are skipped. `RuntimeError` if another process holds a folder, `ValueError` for another definition
+    or for several recipes in a stack."""
+    if stack and len({run.recipe for run in runs}) > 1:
+        raise ValueError('networks that are trained as one need one recipe')
     if force: throw_away([run.folder for run in runs])
     with ExitStack() as held:
         for run in runs:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,8 +140,8 @@ def _study_of_file(path):
     if len(found) != 1: raise ValueError(f'{path} must define one Study, not {len(found)}')
     return replace(found[0], file=str(path.absolute()))
 
-def defined_here(study: Study) -> Study: # the same, or what its file says now
-    "Run the file that defines a study, if any, so that a worker process knows its data and networks too."
+def defined_here(study: Study) -> Study: # read again from its file if it has one
+    "Run the file that defines a study, if any, so that a worker process can load its data and networks."
     return _study_of_file(Path(study.file)) if study.file else study
 
 # %% ../nbs/17_study.ipynb #study-10h
@@ -148,15 +149,16 @@ def validate_run(study: str | Study, width: float, seed: int = 0) -> None:
     "Validate study, base width and seed of a run. `ValueError` if one is not possible."
     study = find_study(study)
     low, high, last = min(study.widths), max(64, *study.widths), max(2, *study.seeds)
-    number = isinstance(width, (int, float)) and not isinstance(width, bool) and isfinite(width)
+    number = isinstance(width, Real) and not isinstance(width, bool) and isfinite(width)
     if not number or not low <= width <= high:
         meant = f'; did you mean {min(max(width, low), high):g}?' if number else '.'
         own = ', '.join(f'{w:g}' for w in study.widths)
         raise ValueError(f'width {width!r} is not possible: use a base width from {low:g} to {high}{meant} '
                          f'Those of {study.name!r} are {own} (in a figure 0 stands for all of them)')
-    if not isinstance(seed, int) or seed not in range(last + 1):
-        raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}; '
-                         f'did you mean {last if seed > last else 0}?')
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or seed not in range(last + 1):
+        meant = f'; did you mean {last if seed > last else 0}?' if whole else '.'
+        raise ValueError(f'seed {seed!r} is not possible: {study.name!r} has seeds from 0 to {last}{meant}')
 
 def validate_figure(study: str | Study, width: float = 0) -> None: # width: base width, 0 = all widths
     "Validate `study` and `width` (0 = all widths) of a figure. `ValueError` if one is not possible."
@@ -170,16 +172,15 @@ def noise_levels(study: str | Study) -> list[Study]: # by increasing noise rate
     same = [s for s in STUDIES.values() if replace(s, name=study.name, noise_rate=study.noise_rate) == study]
     return sorted(same if study in same else [*same, study], key=lambda s: s.noise_rate)
 
-# %% ../nbs/17_study.ipynb #8a8d60af
+# %% ../nbs/17_study.ipynb #study-15f
 def families(study: str | Study) -> list[Study]: # one per family, the given study first
     """A study and, for each other family of networks, the first study of the same images, of the same kind
     of label noise and at the same noise rate."""
     study, found = find_study(study), {}
-    images = lambda s: (s.data, s.n, s.size, s.noise_kind, s.noise_rate)
+    same = lambda s: (s.data, s.n, s.size, s.noise_kind, s.noise_rate)
     for s in (study, *STUDIES.values()):
-        if images(s) == images(study): found.setdefault(s.family, s)
+        if same(s) == same(study): found.setdefault(s.family, s)
     return list(found.values())
-
 
 # %% ../nbs/17_study.ipynb #study-13
 class Source(NamedTuple):
@@ -253,7 +254,7 @@ def run_of(name: str) -> tuple[float, int] | None: # base width and seed
 # %% ../nbs/17_study.ipynb #study-19d
 def train_runs(
     study: Study,
-    runs: list[tuple],   # (width, seed) of each run, all of one width; trained stacked if `stacks` says so
+    runs: list[tuple],   # (width, seed) of each run, the widest first; stacked where `stacks` is True
     device: str = 'cpu',
     report: Callable = lambda run, epoch, loss: None, # called after every epoch; `run`: (width, seed)
     force: bool = False, # delete the runs' files and train again

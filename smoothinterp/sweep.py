@@ -149,7 +149,8 @@ def sweep(
     device or engine that does not exist."""
     study = find_study(study)
     if engine != 'ray' or device != 'cuda': device = find_device(device)
-    widths, seeds = list(widths or study.widths), list(study.seeds if seeds is None else seeds)
+    widths, seeds = list(study.widths if widths is None else widths), list(study.seeds if seeds is None else seeds)
+    if not widths or not seeds: raise ValueError('no widths or no seeds are asked for: leave them out for all')
     for width in widths:
         for seed in seeds: validate_run(study, width, seed)
     runs = todo(study, widths, seeds, force or not train)
@@ -249,7 +250,7 @@ def plan(
     """Describe a sweep: number of runs, how many are done, disk space in MB. With `hours` also the
     time per width and in total, timed on this machine."""
     device, runs = find_device(device), todo(study, widths, seeds, force)
-    total, kept = len({*widths}) * len({*seeds}), 2 + len(study.recipe.keep)
+    total, kept = len({*widths}) * len({*seeds}), len({0, *study.recipe.keep, study.recipe.epochs})
     text = (f'{study.name}: {total} runs of at most {study.recipe.epochs} epochs, '
             f'{total - len(runs)} done, {len(runs)} to do')
     if not runs: return text
@@ -307,7 +308,7 @@ def study_frame(
 
 # %% ../nbs/21_sweep.ipynb #sweep-27
 LEGEND = ('-: not begun; committed: not here, but its results are in checkpoints/; '
-          'trained: and not measured yet; not running: goes on when a sweep is started; '
+          'trained: not measured yet; not running: continues with the next sweep; '
           '*: not a width of the study')
 
 def progress(study: str | Study) -> pd.DataFrame: # rows are widths, columns seeds

@@ -64,7 +64,7 @@ def _ignoring_interrupts():
 @contextmanager
 def processes(workers: int, device: str): # yields submit, queue
     """Open a pool of single-threaded processes on this machine. An error in the block kills them.
-    `RuntimeError` if a process died."""
+    `RuntimeError` if a process ended by itself."""
     ctx = mp.get_context('spawn')
     queue, devices = ctx.Queue(), ctx.Queue()
     for i in range(workers):
@@ -77,8 +77,8 @@ def processes(workers: int, device: str): # yields submit, queue
     except BaseException as e:
         for process in list(pool._processes.values()): process.kill()
         if not isinstance(e, BrokenProcessPool): raise
-        raise RuntimeError('a worker died, perhaps for lack of memory; what was done is kept: '
-                           'start again to go on, with fewer workers') from None
+        raise RuntimeError('a worker ended, perhaps because memory ran out. Finished work is saved. '
+                           'Start again with fewer workers') from None
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/20_workers.ipynb #pool-12
@@ -98,7 +98,7 @@ def _ray_cluster(
         import ray
         import ray.util.queue
     except ImportError:
-        raise ValueError("Ray is not installed: pip install 'smoothinterp[ray]'") from None
+        raise ValueError("Ray is not installed: pip install ray") from None
     settings = {k: v for k, v in os.environ.items() if k.startswith('SMOOTHINTERP_')} | dict(
         SMOOTHINTERP_RUNS=str(runs_dir().absolute()), OMP_NUM_THREADS='1')
     try:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from smoothinterp.core import load_tensors, read_json
+from smoothinterp.data import digits
 from smoothinterp.results import measure_run, results
 from smoothinterp.runs import checkpoint_path, only_one
-from smoothinterp.study import STUDIES, Study, run_folder, train_runs
-from smoothinterp.sweep import _watch, sweep
+from smoothinterp.study import STUDIES, Source, Study, run_folder, train_runs
+from smoothinterp.sweep import _watch, sweep, todo
 from smoothinterp.train import Recipe
 
 SMOKE = replace(STUDIES['smoke'], points=10, directions=1)
@@ -152,6 +154,21 @@ mine = replace(STUDIES['smoke'], name='mine', data='flipped', widths=(1,), point
     done = cli('sweep', 'mine.py', '--device', 'cpu', cwd=tmp_path)
     assert done.returncode == 0 and '1 to do' in done.stdout, done.stderr
     assert (runs/'mine/w001-s0/results.parquet').exists()
+
+
+def test_results_of_images_that_changed_are_not_used(runs, monkeypatch):
+    from smoothinterp import study as module
+    turned = lambda way, study, seed: replace(digits(seed), x=digits(seed).x.flip(way))
+    images = lambda way: Source(partial(turned, way), classes=10, colors=1, images=1000)
+    study = replace(SMOKE, name='turned', data='turned', widths=(1,), points=10, directions=1)
+    monkeypatch.setitem(module.SOURCES, 'turned', images(2))
+    train_runs(study, [(1, 0)])
+    measure_run(study, 1, 0)
+    assert not todo(study, [1], [0]) and len(results(study))
+    monkeypatch.setitem(module.SOURCES, 'turned', images(3))
+    module.study_data.cache_clear()
+    for use in (lambda: todo(study, [1], [0]), lambda: results(study), lambda: measure_run(study, 1, 0)):
+        with pytest.raises(ValueError, match='images: .* on disk'): use()
 
 
 def test_what_another_definition_left_is_not_mixed_in(runs):
