@@ -39,10 +39,10 @@ def claim(
     if values is None or values.isna().all():
         return row | dict(number=None, lowest=None, highest=None, seeds=0, holds='not measured')
     kept = values <= at_most if at_least is None else values >= at_least
-    good, n = int(kept.sum()), len(values)
-    holds = 'yes' if good == n else 'no' if good == 0 else f'in {good} of {n} seeds'
-    return row | dict(number=values.mean(), lowest=values.min(), highest=values.max(),
-                      seeds=values.count(), holds=holds)
+    good, n, told = int(kept.sum()), len(values), values.count()
+    holds = 'yes' if good == n else 'no' if good == 0 else f'in {good} of {told} seeds'
+    if good and told < n: holds += ' with a number'
+    return row | dict(number=values.mean(), lowest=values.min(), highest=values.max(), seeds=told, holds=holds)
 
 # %% ../nbs/24_claims.ipynb #claims-05a
 def per_seed(

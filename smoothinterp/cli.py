@@ -166,7 +166,8 @@ def _publish(a):
     from smoothinterp.study import find_study, run_id
     for path in publish(a.study, a.widths, a.seeds): print(path)
     study = find_study(a.study)
-    lack = [run_id(*run) for run in runs_of(study, a.widths, a.seeds) if run not in committed_runs(study)]
+    done = committed_runs(study)
+    lack = [run_id(*run) for run in runs_of(study, a.widths, a.seeds) if run not in done]
     if lack: print(f'not measured yet, so not published: {", ".join(lack)}')
 
 # %% ../nbs/26_cli.ipynb #cli-08c
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parser().parse_args(argv)
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try: RUN[a.command](a)
-    except (ValueError, FileNotFoundError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
+    except (ValueError, RuntimeError, OSError) as e: sys.exit(f'smoothinterp: {e}')
     except KeyboardInterrupt:
         sys.exit(f'\nstopped; to go on: smoothinterp '
                  f'{" ".join(w for w in argv or sys.argv[1:] if w != "--force")}')

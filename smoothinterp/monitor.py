@@ -113,7 +113,6 @@ def epochs_figure(frame: pd.DataFrame) -> Figure: # frame of a monitor
         for ax, item in zip(axes, PANELS.items()): draw_epochs(ax, frame, *item)
     return fig
 
-
 # %% ../nbs/28_monitor.ipynb #28_monitor-13k
 class Recording:
     "Rows of one training, kept in a file if there is a path."

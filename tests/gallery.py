@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 def gallery() -> str:
     "Title, question, pictures with captions and commands of every figure notebook."
     parts = ['# Gallery\n\nEvery picture is drawn by its notebook from committed results; the numbers lie beside it. '
-             'Below a picture stand its study and the papers\' claims that the study does not show.\n']
+             'Below a picture stand its studies and the papers\' claims that they do not show. Labels count as fitted if '
+             'the mean training error over seeds is below .0005.\n']
     for path in sorted((ROOT/'nbs').glob('*.ipynb')):
         if not re.match(r'fig|[bc]\d', path.stem): continue
         cells = [''.join(cell['source']) for cell in json.loads(path.read_text())['cells']]
@@ -22,20 +23,30 @@ def gallery() -> str:
         default = re.search(r"study: str = '([^']+)'", cells[1])
         for picture in pictures(path.stem):
             study = other_study(path.stem, picture.stem) or (default and default.group(1))
-            parts.append(f'![{title}]({picture.name})\n\n{caption(path.stem, study)}'
+            shown = [study, *beside().get(path.stem, [])] if picture.stem == path.stem else [study]
+            parts.append(f'![{title}]({picture.name})\n\n{caption(path.stem, shown)}'
                          f'`{command(path.stem, picture.stem)}`\n')
     return '\n'.join(parts)
 
 
-def caption(notebook: str, study: str | None) -> str:
-    "A sentence on a study, and one on the claims of a notebook's figure that it does not show."
-    if not study: return ''
+@cache
+def beside() -> dict[str, list[str]]: # notebook → further studies that its picture shows
+    return json.loads((ROOT/'benchmarks/figures.json').read_text())['beside']
+
+
+def caption(notebook: str, studies: list[str | None]) -> str:
+    "A sentence on each study, and one on the claims of a notebook's figure that it does not show."
+    if not studies[0]: return ''
+    if notebook.startswith('fig0'): return f'One network and one image of `{studies[0]}`.\n\n'
+    return '\n\n'.join(about(notebook.split('_')[0], study) for study in studies) + '\n\n'
+
+
+def about(figure: str, study: str) -> str: # figure: such as 'fig2'
     at, n, failed = facts(study)
-    fits = f'every label is fitted from w = {at:g} on' if at else 'no network fits every label'
+    fits = f'labels are fitted from w = {at:g} on' if at else 'no network fits its labels'
     seeds = 'one seed' if n == 1 else f'{n} seeds'
-    lacks = [claim + f' ({holds})' * (holds != 'no') for figure, claim, holds in failed
-             if figure == notebook.split('_')[0]]
-    return f'`{study}`: {seeds}; {fits}.' + (f' Not shown: {"; ".join(lacks)}.' if lacks else '') + '\n\n'
+    lacks = [claim + f' ({holds})' * (holds != 'no') for of, claim, holds in failed if of == figure]
+    return f'`{study}`: {seeds}; {fits}.' + (f' Claims that fail: {"; ".join(lacks)}.' if lacks else '')
 
 
 @cache
