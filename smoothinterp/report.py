@@ -753,7 +753,9 @@ def _picture_of(report) -> Figure: # of a Report
         left, right = fig.add_subplot(grid[2, :len(SHOWN)]), fig.add_subplot(grid[2, len(SHOWN):])
         for ax, draw, row, name in ((left, _draw_density, 'hessian_curved', 'density'),
                                     (right, _draw_layers, 'hessian_layer_max', 'layers')):
-            if name in report.spectrum: draw(ax, report.spectrum[name])
+            if name in report.spectrum:
+                draw(ax, report.spectrum[name])
+                ax.set_ylabel(f'{ax.get_ylabel()}, n = {rows["n"][row]:,}')
             elif row in rows.index: _note(ax, rows['why'][row])
         fig.supxlabel(report.note, fontsize=6, color='.35')
     return fig

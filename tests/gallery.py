@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 def gallery() -> str:
     "Title, question, pictures with captions and commands of every figure notebook."
     parts = ['# Gallery\n\nEvery picture is drawn by its notebook from committed results; the numbers lie beside it. '
-             'Below a picture stand its studies and the papers\' claims that they do not show. Labels count as fitted if '
-             'the mean training error over seeds is below .0005.\n']
+             'Below a picture stand its studies and the papers\' claims that they do not show. Labels count as fitted '
+             'if the mean training error over seeds is below .0005.\n']
     for path in sorted((ROOT/'nbs').glob('*.ipynb')):
         if not re.match(r'fig|[bc]\d', path.stem): continue
         cells = [''.join(cell['source']) for cell in json.loads(path.read_text())['cells']]
