@@ -11,7 +11,7 @@ __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'p
 # %% ../nbs/22_figures.ipynb #figures-02
 from collections.abc import Sequence
 from contextlib import contextmanager
-from math import ceil, log
+from math import ceil, floor, log, log10
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -140,9 +140,14 @@ def name_values(ax) -> None:
     low, high = ax.get_ylim()
     if ax.get_yscale() == 'linear': return ax.locator_params(axis='y', min_n_ticks=3)
     few = ax.get_yscale() == 'log' and high < 100 * low
-    ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if few else (1,)),
+    ax.yaxis.set(major_locator=LogLocator(subs=_digits(low, high) if few else (1,)),
                  minor_locator=LogLocator(subs='all'), minor_formatter=NullFormatter())
     ax.yaxis.set_major_formatter('{x:g}' if few else LogFormatterSciNotation())
+
+def _digits(low, high): # of the values to name between two positive ones
+    decades = 10.**np.arange(floor(log10(low)), ceil(log10(high)))
+    shown = lambda digits: sum(low <= d * ten <= high for d in digits for ten in decades)
+    return (1, 2, 5) if shown((1, 2, 5)) > 2 else (1, 1.5, 2, 3, 4, 5, 7)
 
 # %% ../nbs/22_figures.ipynb #figures-12c
 def mark_threshold(ax, df: pd.DataFrame) -> None: # df: tidy

@@ -343,7 +343,8 @@ def _panel(ax, quantity, curves, theirs):
         ax.plot(by.mean(), marker='.', **style)
         ax.fill_between(by.mean().index, by.min(), by.max(), color=style['color'], alpha=.2, lw=0)
     ax.set(title=_label(quantity))
-    if not quantity.endswith('error'): _log_axis(ax)
+    if quantity.endswith('error'): name_values(ax)
+    else: _log_axis(ax)
 
 def _handles(curves):
     "Entries of the legend: ours, published, and the further readings that are drawn."
