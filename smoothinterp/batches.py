@@ -370,7 +370,7 @@ def batched(f: Callable[..., T]) -> Callable[..., T]:
     signature = inspect.signature(f)
     data = [n for n, p in signature.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD
             and p.default is p.empty][1:]
-    if data[0] != 'x': raise ValueError(f'the first tensor of a measure must be called x, not {data[0]}')
+    if data[:1] != ['x']: raise ValueError('the first tensor of a measure must be called x')
     @wraps(f)
     def measure(model, *tensors, batch: int | None = None, progress: bool = False, **options):
         model = validated_model(model)

@@ -11,7 +11,7 @@ __all__ = ['WIDTH', 'SUBSETS', 'COLORS', 'NOISE', 'LABELS', 'FIG2', 'styled', 'p
 # %% ../nbs/22_figures.ipynb #figures-02
 from collections.abc import Sequence
 from contextlib import contextmanager
-from math import ceil, floor, log, log10
+from math import ceil, floor, log, log2, log10
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -126,10 +126,13 @@ def thinned(
     widths: list,   # sorted
     room: int = 16, # characters that fit side by side on the axis
 ) -> list:          # part of the widths
-    "Widths that are an octave apart, with room for half a character between their names on a logarithmic axis."
-    size = lambda w: len(f'{w:g}') - .5 * ('.' in f'{w:g}')
-    per_factor, kept = room / max(1, log(widths[-1] / widths[0])), widths[:1]
-    for w in widths[1:]:
+    """Widths that are an octave apart, with room for half a character between their names on a logarithmic
+    axis. Powers of two if there are four of them."""
+    per_factor, size = room / max(1, log(widths[-1] / widths[0])), lambda w: len(f'{w:g}')
+    powers = [w for w in widths if log2(w).is_integer()]
+    first, *others = powers if len(powers) > 3 else widths
+    kept = [first]
+    for w in others:
         apart, least = log(w / kept[-1]), (size(w) + size(kept[-1]) + 1) / 2
         if w >= 2 * kept[-1] and apart * per_factor >= least: kept.append(w)
     return kept
