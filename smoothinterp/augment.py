@@ -15,7 +15,7 @@ from torch import Tensor
 
 # %% ../nbs/05_augment.ipynb #augment-05
 def svd_strengths(size: int) -> list[int]: # growing, without duplicates
-    "Strengths 5, 10, 15, 20, 22, 25 of 32 singular values (paper A's code), scaled to `size` singular values."
+    "Strengths 5, 10, 15, 20, 22, 25 of 32 singular values (paper A's code), scaled to `size` of them."
     return sorted({max(1, round(k * size / 32)) for k in (5, 10, 15, 20, 22, 25)})
 
 def validate_windows(
@@ -30,8 +30,8 @@ def validate_windows(
     largest = size - max(strengths)
     if not 1 <= directions <= largest:
         raise ValueError(f'{directions} directions with strength {max(strengths)} would erase the largest of '
-                         f'{size} singular values, nearly the whole image; at most {max(largest, 0)} directions '
-                         'are possible')
+                         f'{size} singular values, nearly the whole image; at most {max(largest, 0)} '
+                         'directions are possible')
 
 # %% ../nbs/05_augment.ipynb #augment-08
 def svd_factors(

@@ -273,7 +273,7 @@ def ends(t: Tensor) -> Tensor: # [n, ...] to [2, ...], or [1, ...] of a single s
 
 @contextmanager
 def first_call(model: nn.Module):
-    "Context manager that yields a list; the model's first call adds its first and last input, and all outputs."
+    "Context manager that yields a list. The model's first call adds its first and last input, and outputs."
     seen = []
     def enter(module, args):
         if not seen and args: seen.append(ends(args[0].detach()).clone())

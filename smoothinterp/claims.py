@@ -42,7 +42,8 @@ def claim(
     good, n, told = int(kept.sum()), len(values), values.count()
     holds = 'yes' if good == n else 'no' if good == 0 else f'in {good} of {told} seeds'
     if good and told < n: holds += ' with a number'
-    return row | dict(number=values.mean(), lowest=values.min(), highest=values.max(), seeds=told, holds=holds)
+    spread = dict(number=values.mean(), lowest=values.min(), highest=values.max())
+    return row | spread | dict(seeds=told, holds=holds)
 
 # %% ../nbs/24_claims.ipynb #claims-05a
 def per_seed(
@@ -90,12 +91,12 @@ def nearness(curve: pd.Series, at: float | None) -> float:
     return min(curve.idxmax() / at, at / curve.idxmax())
 
 def descents(curve: pd.Series) -> pd.Series:
-    "Rise of a curve above its lowest value before, or its fall to the lowest value after, whichever is smaller."
+    "Rise above the lowest value before, or fall to the lowest value after, whichever is smaller."
     before, after = curve.cummin(), curve[::-1].cummin()[::-1]
     return np.minimum(curve - before, curve - after)
 
 def second_descent(curve: pd.Series) -> float:
-    "Size of a curve's second descent, the largest of `descents`. 0 for a curve that never falls after a rise."
+    "Size of a curve's second descent, the largest of `descents`. 0 if the curve never falls after a rise."
     return descents(curve).max()
 
 def top_of_descent(curve: pd.Series) -> float:

@@ -125,11 +125,11 @@ def save_tensors(
     tensors: dict[str, Tensor], # tensors by name
     **meta,                     # metadata, any values that JSON can represent
 ) -> None:
-    """Save tensors with metadata and checksum, atomically. `OSError` if the file cannot be written, `ValueError`
-    for metadata named sha256."""
+    """Save tensors with metadata and checksum, atomically. `OSError` if the file cannot be written,
+    `ValueError` for metadata named sha256."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    if 'sha256' in meta: raise ValueError('sha256 is the name of the checksum: give the metadata another name')
+    if 'sha256' in meta: raise ValueError('sha256 is the checksum: give the metadata another name')
     meta = {k: json.dumps(v) for k, v in meta.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with atomic(path) as part:
@@ -206,8 +206,8 @@ def run_name(
     stem: str,    # name of the notebook or figure
     params: dict, # parameters that differ from their defaults
 ) -> str:         # file name without its ending
-    """Name a result file after its parameters: strings without the parameter's name, other values after it. Signs
-    other than letters, digits, and ._+- become _."""
+    """Name a result file after its parameters: strings without the parameter's name, other values after it.
+    Signs other than letters, digits, and ._+- become _."""
     def part(name, value):
         if isinstance(value, float): value = f'{value:.12g}'
         elif isinstance(value, str): name = ''

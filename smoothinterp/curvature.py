@@ -363,7 +363,7 @@ def layer_eigenvalues(
     seed: int = 0,           # of the starts
     **kw,                    # batch, keep
 ) -> dict[str, Eigenvalues]: # layer → eigenvalues
-    "Largest different eigenvalues of each layer's diagonal block of the mean loss's Hessian, with error bars."
+    "Largest different eigenvalues of each layer's block of the mean loss's Hessian, with error bars."
     model = validated_model(model)
     sizes, rng, found = [p.numel() for p in model.parameters()], torch.Generator().manual_seed(seed), {}
     with hessian_product(model, x, y, **kw) as product:
@@ -520,7 +520,8 @@ def gauss_newton_gram(
     with frozen(exact):
         most = 5000 // (logits_of(exact, first).shape[1] - 1)
         if len(x) > most:
-            raise ValueError(f'{len(x):,} samples are too many for a dense Gram matrix; take at most {most:,}')
+            raise ValueError(f'{len(x):,} samples are too many for a dense Gram matrix; take at most '
+                             f'{most:,}')
         return _gram_of_columns(exact, to_model(exact, x), linear_layers(exact, x))
 
 # %% ../nbs/11_curvature.ipynb #curvatur-69p

@@ -29,7 +29,8 @@ class Normalize:
 
     def __post_init__(self):
         if len(self.mean) != len(self.std):
-            raise ValueError(f'mean and std need one value per channel each, not {len(self.mean)} and {len(self.std)}')
+            raise ValueError('mean and std need one value per channel each, not '
+                             f'{len(self.mean)} and {len(self.std)}')
 
     def _constants(self, x):
         if x.shape[-3] != len(self.mean):
@@ -51,7 +52,8 @@ class Normalize:
 # %% ../nbs/03_data.ipynb #data-05b
 def to_pixels(images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
     "Map bytes to pixels in [0, 1]. `ValueError` for anything but bytes."
-    if images.dtype != torch.uint8: raise ValueError(f'pixels are made of bytes, torch.uint8, not {images.dtype}')
+    if images.dtype != torch.uint8:
+        raise ValueError(f'pixels are made of bytes, torch.uint8, not {images.dtype}')
     # divide by a tensor: for a Python number a GPU multiplies by 1 / 255, which rounds differently
     return images.float() / torch.tensor(255., device=images.device)
 
@@ -198,7 +200,8 @@ def _declare(schema):
 # %% ../nbs/03_data.ipynb #data-27b
 def _shrink(images: Tensor, size: int) -> Tensor: # uint8 [N, C, H, W] to uint8 [N, C, size, size]
     "Average images down to `size` x `size` pixels. `ValueError` unless `size` divides their side."
-    if size < 1 or images.shape[-1] % size: raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
+    if size < 1 or images.shape[-1] % size:
+        raise ValueError(f'size must divide {images.shape[-1]}, not be {size}')
     return torch.cat([F.avg_pool2d(part.float(), images.shape[-1] // size).round().to(torch.uint8)
                       for part in images.split(1000)])
 
@@ -253,7 +256,8 @@ def random_probe(
 ) -> Tensor:               # network input, float32 [n, C, H, W]
     "Random images without structure (paper B, 'beyond the data manifold'). `ValueError` for an unknown kind."
     if shape[0] != len(normalize.mean):
-        raise ValueError(f'images of {shape[0]} channels need statistics of as many, not of {len(normalize.mean)}')
+        raise ValueError(f'images of {shape[0]} channels need statistics of as many, '
+                         f'not of {len(normalize.mean)}')
     g = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(c)[:, None, None] for c in (normalize.mean, normalize.std))
     gauss, flat = torch.randn(n, *shape, generator=g), torch.rand(n, *shape, generator=g)

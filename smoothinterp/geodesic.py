@@ -31,10 +31,11 @@ def integrate(
     values: Tensor,  # values of a measure at the anchors, [N, P, K+1]
     lengths: Tensor, # lengths of the segments, [N, P, K]
 ) -> Tensor:         # one value per volume 0..K, [N, K+1]
-    """Length-normalised line integrals by the trapezoid rule, averaged over paths (paper A, eq. 6). `ValueError`
-    unless there is a length per segment."""
+    """Length-normalised line integrals by the trapezoid rule, averaged over paths (paper A, eq. 6).
+    `ValueError` unless there is a length per segment."""
     if lengths.shape != values[..., 1:].shape:
-        raise ValueError(f'lengths must be {list(values[..., 1:].shape)}, one per segment, not {list(lengths.shape)}')
+        raise ValueError(f'lengths must be {list(values[..., 1:].shape)}, one per segment, not '
+                         f'{list(lengths.shape)}')
     steps = (values[..., 1:] + values[..., :-1]) / 2 * lengths
     length = lengths.cumsum(-1)
     mean = torch.where(length > 0, steps.cumsum(-1) / length.clamp_min(1e-300), values[..., :1])

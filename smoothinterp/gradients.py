@@ -202,7 +202,8 @@ def linear_layers(
         layers = candidate_layers(model)
         for few in (x[:3], x[:3].flip(0)):
             true = true_squares(model, layers, to_model(model, few))
-            layers = {name: layers[name] for name, known in true.items() if _formula_holds(layers[name], *known)}
+            layers = {name: layers[name] for name, known in true.items()
+                      if _formula_holds(layers[name], *known)}
     return layers
 
 def _formula_holds(layer, own, tolerance, a, delta):

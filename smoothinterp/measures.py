@@ -181,7 +181,7 @@ def tangent_hessian(
     seed: int = 44,         # of the color changes, paper A's code
     **kw,                   # batch, progress
 ) -> Tensor:                # float64 [N]
-    "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units. `ValueError` for no copies or step."
+    "Finite-difference tangent Hessian norm (paper A, eq. 5). 2 (M + 1) units. `ValueError` without a step."
     validate_inputs(x, y)
     _validate_step(copies, delta)
     draws, batch = (color_draws(len(x), x.shape[1], copies, seed=seed),
@@ -197,7 +197,8 @@ def _tangent(model, x, y, draws, *, normalize, clamp, delta, paper):
     return value / (M**1.5 * delta) if paper else value
 
 def _validate_step(copies, delta):
-    if copies < 1 or not delta > 0: raise ValueError(f'copies must be from 1 and delta above 0, not {copies} and {delta}')
+    if copies < 1 or not delta > 0:
+        raise ValueError(f'copies must be from 1 and delta above 0, not {copies} and {delta}')
 
 # %% ../nbs/08_measures.ipynb #measures-32
 def softmax_root(

@@ -40,7 +40,8 @@ def fixed_subset(x, y, n: int) -> tuple[Tensor, Tensor]: # inputs [n, C, H, W] o
     items = loader.dataset if loader else x
     if isinstance(items, IterableDataset):
         raise ValueError('a stream has no fixed subset: pass tensors x and y, such as its first batch')
-    many = hasattr(items, '__len__') and not hasattr(items, '__array__') and not isinstance(items, (dict, str))
+    many = (hasattr(items, '__len__') and not hasattr(items, '__array__')
+            and not isinstance(items, (dict, str)))
     if y is None and many:
         chosen = sorted({*loader.sampler}) if loader else range(len(items))
         part = Subset(items, [chosen[i] for i in drawn(len(chosen), n)])

@@ -98,8 +98,8 @@ def _in_known_order(data) -> tuple[DataLoader, list | None]: # indices of the it
     items = [i for batch in batches for i in batch]
     order = [items[k] for k in torch.randperm(len(items), generator=torch.Generator().manual_seed(0))]
     size = len(batches[0]) if batches else 1
-    return DataLoader(data.dataset, size, sampler=order, collate_fn=data.collate_fn, num_workers=data.num_workers,
-                      worker_init_fn=data.worker_init_fn), order
+    return DataLoader(data.dataset, size, sampler=order, collate_fn=data.collate_fn,
+                      num_workers=data.num_workers, worker_init_fn=data.worker_init_fn), order
 
 # %% ../nbs/25_report.ipynb #report-07e
 def _a_pair(item) -> tuple: # inputs, labels
@@ -917,6 +917,6 @@ def images_in(folder: Path, how=None): # how: of `built`; to a data set of pairs
     numbers = all(name.isdecimal() for name in found.classes)
     wrong = [(name, i) for i, name in enumerate(found.classes) if numbers and int(name) != i]
     if wrong:
-        raise ValueError('folder {} would be label {}, by alphabetical order: name folders 00, 01, ... or by words'
-                         .format(*wrong[0]))
+        raise ValueError('folder {} would be label {}, by alphabetical order: name folders 00, 01, ... or by '
+                         'words'.format(*wrong[0]))
     return found

@@ -307,8 +307,8 @@ def kept_parts(
     dependencies, or by code with changes that are not committed, is computed again."""
     def once(name, compute):
         file = folder/f'{name}.json'
-        known = not str(depends_on.get('commit')).endswith('+changes')
-        if known and file.exists() and (stored := read_json(file))['depends_on'] == depends_on: return stored['part']
+        known = file.exists() and not str(depends_on.get('commit')).endswith('+changes')
+        if known and (stored := read_json(file))['depends_on'] == depends_on: return stored['part']
         report(name)
         part = compute()
         write_json(file, dict(depends_on=depends_on, part=part))
@@ -347,7 +347,8 @@ def _measure(study, width, seed, folder, device, report):
     by_epoch = (_history_rows(load_frame(folder/'history.parquet')[0], data)
                 + once('epochs', partial(kept_rows, trained, kept)))
     found = dict(epochs=by_epoch, results=[dict(epoch=max(kept)) | row for row in rows])
-    frames = {name: pd.DataFrame(rows).assign(study=study.name, **own)[COLUMNS] for name, rows in found.items()}
+    frames = {name: pd.DataFrame(rows).assign(study=study.name, **own)[COLUMNS]
+              for name, rows in found.items()}
     for name, df in frames.items(): save_frame(folder/f'{name}.parquet', df, left_out=left_out, **made)
     shutil.rmtree(folder/_PARTS)
     return frames['results']

@@ -43,7 +43,7 @@ def provenance() -> dict: # strings by name
     return dict(commit=commit and commit + '+changes' * bool(changes),
                 python=platform.python_version(), **packages)
 
-def _git(*words): # output of a git command in the clone; None outside of one, or if it fails or git is not installed
+def _git(*words): # output of a git command in the clone; None outside of one, or if it fails
     if not clone(): return None
     try:
         return subprocess.run(['git', '-C', str(clone()), *words],

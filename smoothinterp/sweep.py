@@ -149,8 +149,9 @@ def sweep(
     device or engine that does not exist."""
     study = find_study(study)
     if engine != 'ray' or device != 'cuda': device = find_device(device)
-    widths, seeds = list(study.widths if widths is None else widths), list(study.seeds if seeds is None else seeds)
-    if not widths or not seeds: raise ValueError('no widths or no seeds are asked for: leave them out for all')
+    widths = list(study.widths if widths is None else widths)
+    seeds = list(study.seeds if seeds is None else seeds)
+    if not widths or not seeds: raise ValueError('no widths or seeds are asked for: leave them out for all')
     for width in widths:
         for seed in seeds: validate_run(study, width, seed)
     runs = todo(study, widths, seeds, force or not train)

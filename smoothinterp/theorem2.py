@@ -86,8 +86,8 @@ def layerwise(
     **kw,      # batch, progress
 ) -> dict:     # each float64 [N]
     """Norms `x`, smallest `patch`, `grad_x`, `grad_theta1` (weights of the first layer) and `unshared` of
-    each sample (paper B's layerwise inequality). `ValueError` unless the input reaches the loss only through one call of
-    the first layer."""
+    each sample (paper B's layerwise inequality). `ValueError` unless the input reaches the loss only through
+    one call of the first layer."""
     model = original(model)
     first = first_layer(model, x)
     return _layerwise(model, x, y, layer=first.module, name=first.name, **kw)
