@@ -63,7 +63,7 @@ def test_all_committed_studies_are_offered_under_readable_names():
 
 
 def test_a_study_that_is_not_committed_stays_in_the_menu(monkeypatch):
-    monkeypatch.setattr(explore, 'committed_studies', lambda: ['digits-clean'])
+    monkeypatch.setattr(explore, '_committed', lambda: {'digits-clean': 'digits-clean: clean labels'})
     explorer = Explorer(study='digits')
     for study in ('digits-clean', 'digits'):
         explorer.menus['study'].value = study

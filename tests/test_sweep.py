@@ -117,7 +117,7 @@ def test_a_worker_that_dies_loses_nothing_that_is_done(runs):
         for process in psutil.Process().children(recursive=True):
             if 'spawn_main' in ' '.join(process.cmdline()): os.kill(process.pid, signal.SIGKILL)
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(RuntimeError, match='a worker died.*start again'): sweep(study, workers=2, device='cpu')
+    with pytest.raises(RuntimeError, match='a worker ended.*Start again'): sweep(study, workers=2, device='cpu')
     stamp = (run_folder(study, 1, 0)/'run.json').stat().st_mtime_ns
     sweep(study, workers=2, device='cpu')
     assert (run_folder(study, 1, 0)/'run.json').stat().st_mtime_ns == stamp
