@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['recorded_calls', 'padded', 'patches', 'positions', 'squares', 'candidate_layers', 'called_once', 'differentiable',
-           'true_squares', 'linear_layers', 'backwards', 'confirmed_on_last', 'layer_of', 'by_layer', 'with_total',
-           'other_parameters', 'other_squares', 'gradient_norms']
+           'default_cotangent', 'true_squares', 'turned_gradients', 'linear_layers', 'backwards', 'confirmed_on_last',
+           'layer_of', 'by_layer', 'with_total', 'other_parameters', 'other_squares', 'gradient_norms']
 
 # %% ../nbs/10_gradients.ipynb #gradients-02
 import math
@@ -150,6 +150,10 @@ def differentiable(model: nn.Module):
         yield named
 
 # %% ../nbs/10_gradients.ipynb #curvatur-21b
+def default_cotangent(logits: Tensor) -> Tensor: # [n, classes]
+    "Numbers from 1 to 2, all different."
+    return torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
+
 def true_squares(
     model: nn.Module,
     layers: dict[str, nn.Module], # name → layer
@@ -160,7 +164,7 @@ def true_squares(
     the layers that are called once."""
     with differentiable(model), recorded_calls(layers) as calls:
         logits = logits_of(model, x)
-        v = torch.linspace(1, 2, logits.numel()).to(x).view_as(logits) if v is None else v.to(logits.dtype)
+        v = default_cotangent(logits) if v is None else v.to(logits.dtype)
         ways = Counter(n for node in in_order(logits) for n, _ in node.next_functions)
         layers = {name: m for name, m in called_once(layers, calls, len(x)).items() if _leads_once(ways, m)}
         if not layers: return {}
@@ -191,6 +195,21 @@ def _tolerance(want, layer, a, delta):
     return 1e-3 * want + 1e-6 * (1 + seen) * norm(delta)**2
 
 # %% ../nbs/10_gradients.ipynb #curvatur-21n
+def turned_gradients(
+    model: nn.Module,
+    layers: dict[str, nn.Module], # name → layer
+    x: Tensor,                    # inputs of a few samples [n, C, H, W]
+) -> dict[str, tuple]:            # name → input and output gradient [n, ...], in the order of x
+    "Inputs of the layers and their output gradients, from a pass over the samples in reverse order."
+    with differentiable(model), recorded_calls(layers) as calls:
+        logits = logits_of(model, x.flip(0))
+        once = called_once(layers, calls, len(x))
+        if not once: return {}
+        edges = [calls[name][0][1] for name in once]
+        deltas = torch.autograd.grad(logits, edges, default_cotangent(logits).flip(0), allow_unused=True)
+    return {name: (calls[name][0][0].flip(0), delta.flip(0)) for name, delta in zip(once, deltas)
+            if delta is not None and len(delta) == len(x)}
+
 def linear_layers(
     model: nn.Module,
     x: Tensor,                # inputs [N, C, H, W]; the first three are tried
@@ -199,12 +218,13 @@ def linear_layers(
     three samples in two orders."""
     model = validated_model(model)
     with frozen(model):
-        layers = candidate_layers(model)
-        for few in (x[:3], x[:3].flip(0)):
-            true = true_squares(model, layers, to_model(model, few))
-            layers = {name: layers[name] for name, known in true.items()
-                      if _formula_holds(layers[name], *known)}
-    return layers
+        layers, few = candidate_layers(model), to_model(model, x[:3])
+        true = true_squares(model, layers, few)
+        turned = turned_gradients(model, {name: layers[name] for name in true}, few)
+    def holds(name):
+        own, tolerance, *ways = true[name]
+        return all(_formula_holds(layers[name], own, tolerance, *way) for way in (ways, turned[name]))
+    return {name: layers[name] for name in true if name in turned and holds(name)}
 
 def _formula_holds(layer, own, tolerance, a, delta):
     return ((squares(layer, a)(delta) - own).abs() <= tolerance).all()
