@@ -70,12 +70,7 @@ class Data:
     classes: int   # number of classes
     normalize: Normalize # maps pixels to network input
 
-    def __post_init__(self):
-        for labels in (self.y, self.true): _validate_bytes(self.x, labels, self.classes)
-        _validate_bytes(self.x_test, self.y_test, self.classes)
-        if self.x.shape[1:] != self.x_test.shape[1:]:
-            raise ValueError(f'training images {list(self.x.shape[1:])} and test images '
-                             f'{list(self.x_test.shape[1:])} must have one shape')
+    def __post_init__(self): _validate_data(self)
 
     def inputs(self, images: Tensor) -> Tensor: # uint8 [N, C, H, W] to float32 [N, C, H, W]
         "Map stored images to network input."
@@ -119,6 +114,13 @@ def _validate_bytes(images, labels, classes):
     if images.dtype != torch.uint8:
         raise ValueError(f'images are kept as bytes, torch.uint8, not {images.dtype}')
     validate_images(images, labels, classes)
+
+def _validate_data(data):
+    for labels in (data.y, data.true): _validate_bytes(data.x, labels, data.classes)
+    _validate_bytes(data.x_test, data.y_test, data.classes)
+    shape, of_test = list(data.x.shape[1:]), list(data.x_test.shape[1:])
+    if shape != of_test:
+        raise ValueError(f'training images {shape} and test images {of_test} must have one shape')
 
 # %% ../nbs/03_data.ipynb #data-13
 def digits(

@@ -310,8 +310,8 @@ def training_stack(models: list[nn.Module], device: str) -> Stack:
 # %% ../nbs/15_stack.ipynb #engine-21a
 @dataclass(eq=False)
 class TrainingJob:
-    """One network to train, or several as a stack, and its data. `ValueError` for several without
-    `stack`, for lists of different lengths, and for crops without `black`."""
+    """Networks to train, with their data and recipe. `ValueError` if there are several and `stack` is False,
+    if the lists differ in length, or if crops have no `black`."""
     models: list[nn.Module]      # several need `stack`; a single one may be stacked too
     xs: list[Tensor]             # inputs of each network [N, C, H, W]
     ys: list[Tensor]             # labels of each network [N]
